@@ -1,0 +1,178 @@
+"""MaskFormer as a detectron2 meta-architecture: images in, losses or results out.
+
+Shapes: B batch · Q queries · C classes · Hp Wp padded image size · H W predicted mask size (stride 4).
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import move_device_like
+from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
+from detectron2.modeling.postprocessing import sem_seg_postprocess
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mask_former.criterion import weigh
+from mask_former.data.catalog import dataset_metadata, thing_ids
+from mask_former.data.coco_panoptic import register_from_config
+from mask_former.errors import InputError
+from mask_former.inference import instance_inference, panoptic_inference, semantic_inference
+from mask_former.matcher import Target
+from mask_former.predictor import Predictions
+from mask_former.registries import CRITERION_REGISTRY
+
+
+@META_ARCH_REGISTRY.register()
+class MaskFormer(nn.Module):
+    """Mask classification for semantic, panoptic and instance segmentation (arXiv 2107.06278)."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        criterion: nn.Module,
+        thing_ids: list[int],
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        size_divisibility: int = 32,
+        semantic_on: bool = True,
+        panoptic_on: bool = False,
+        instance_on: bool = False,
+        object_mask_threshold: float = 0.0,
+        overlap_threshold: float = 0.0,
+        resize_before_mixing: bool = False,
+    ) -> None:
+        """`thing_ids`: contiguous thing classes. `size_divisibility` ≤ 0: what the backbone asks for.
+
+        `resize_before_mixing`: masks are brought to the requested size before classes are mixed.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.thing_ids = frozenset(thing_ids)
+        self.size_divisibility = size_divisibility if size_divisibility > 0 else backbone.size_divisibility
+        self.semantic_on = semantic_on
+        self.panoptic_on = panoptic_on
+        self.instance_on = instance_on
+        self.object_mask_threshold = object_mask_threshold
+        self.overlap_threshold = overlap_threshold
+        self.resize_before_mixing = resize_before_mixing
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        test = cfg.MODEL.MASK_FORMER.TEST
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "criterion": CRITERION_REGISTRY.get(cfg.MODEL.MASK_FORMER.CRITERION_NAME)(cfg),
+            "thing_ids": checked_thing_ids(cfg),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "size_divisibility": cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY,
+            "semantic_on": test.SEMANTIC_ON,
+            "panoptic_on": test.PANOPTIC_ON,
+            "instance_on": test.INSTANCE_ON,
+            "object_mask_threshold": test.OBJECT_MASK_THRESHOLD,
+            "overlap_threshold": test.OVERLAP_THRESHOLD,
+            "resize_before_mixing": test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE
+            or test.PANOPTIC_ON
+            or test.INSTANCE_ON,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+        """Weighted losses by name in training, a result per image in evaluation.
+
+        Each input has `image` (3×h×w, 0..255, in cfg.INPUT.FORMAT); in training also `instances` with `gt_classes`
+        (int64) and `gt_masks` (bool n×h×w), n may be 0; in evaluation `height`, `width`: the size wanted, in pixels
+        (default: the image's own).
+        Results, each if switched on: `sem_seg` float C×height×width class scores; `panoptic_seg` (int32 id map,
+        segments) as `panoptic_inference` gives; `instances`.
+        """
+        images = self.preprocess(batched_inputs)
+        outputs = self.sem_seg_head(self.backbone(images.tensor), images.image_sizes)
+        if self.training:
+            targets = self.prepare_targets(batched_inputs, images)
+            return weigh(self.criterion(outputs, targets), self.criterion.weight_dict)
+        return self.results(batched_inputs, images, outputs)
+
+    def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Normalised images in one batch, padded with zeros to a common size."""
+        images = [move_device_like(sample["image"], self.pixel_mean) for sample in batched_inputs]
+        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
+        return ImageList.from_tensors(images, self.size_divisibility)
+
+    def prepare_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[Target]:
+        """Ground truth of every image with masks of the padded size; padding belongs to no mask."""
+        height, width = images.tensor.shape[-2:]
+        targets: list[Target] = []
+        for sample in batched_inputs:
+            instances = sample["instances"].to(self.device)
+            masks = instances.gt_masks
+            padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
+            targets.append({"labels": instances.gt_classes, "masks": F.pad(masks, padding)})
+        return targets
+
+    def results(
+        self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: Predictions
+    ) -> list[dict[str, Any]]:
+        """What evaluation asks for, image by image."""
+        padded_size = images.tensor.shape[-2:]
+        results = []
+        for i, (sample, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
+            size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
+            masks = F.interpolate(
+                outputs["pred_masks"][i : i + 1].float(), size=padded_size, mode="bilinear", align_corners=False
+            )[0]
+            results.append(self.image_result(outputs["pred_logits"][i].float(), masks, image_size, size))
+        return results
+
+    def image_result(
+        self, logits: Tensor, masks: Tensor, image_size: tuple[int, int], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Results of one image at `size` from class logits Q×(C+1) and mask logits Q×Hp×Wp."""
+        if self.resize_before_mixing:
+            masks = sem_seg_postprocess(masks, image_size, *size)
+        result: dict[str, Any] = {}
+        if self.semantic_on:
+            scores = semantic_inference(logits, masks)
+            if not self.resize_before_mixing:
+                scores = sem_seg_postprocess(scores, image_size, *size)
+            result["sem_seg"] = scores
+        if self.panoptic_on:
+            result["panoptic_seg"] = panoptic_inference(
+                logits, masks, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
+            )
+        if self.instance_on:
+            result["instances"] = instance_inference(logits, masks, self.thing_ids)
+        return result
+
+
+def checked_thing_ids(cfg: CfgNode) -> list[int]:
+    """Thing classes of the training data; InputError when MODEL.SEM_SEG_HEAD.NUM_CLASSES is not its class count."""
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
+    if not names:
+        return []
+    register_from_config(cfg)
+    metadata = dataset_metadata(names[0])
+    if len(metadata.stuff_classes) != num_classes:
+        raise InputError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but data set {names[0]} has "
+            f"{len(metadata.stuff_classes)} classes; set it to {len(metadata.stuff_classes)}"
+        )
+    return thing_ids(metadata)

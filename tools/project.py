@@ -1,0 +1,43 @@
+"""What every tool does first: the configuration with all the project's keys, and a device that exists."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+
+import pisr_maskformer.hosts.maskformer  # noqa: F401  (registers the PISR predictor and criterion)
+from mask_former.config import load_config
+from mask_former.data import register_from_config
+from mask_former.errors import InputError
+from pisr_maskformer.config import add_pisr_config
+
+logger = logging.getLogger(__name__)
+
+
+def project_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration of a YAML file and KEY VALUE overrides; its data sets are registered, its device exists.
+
+    Raises InputError as `load_config` does. MODEL.DEVICE "cuda" becomes "cpu", with a warning, where no GPU is
+    visible.
+    """
+    cfg = load_config(path, overrides, extend=[add_pisr_config])
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("no GPU is visible: MODEL.DEVICE is cpu instead of %s", cfg.MODEL.DEVICE)
+        cfg.MODEL.DEVICE = "cpu"
+    register_from_config(cfg)
+    return cfg
+
+
+def require_writable(folder: str | Path) -> Path:
+    """Make the folder if need be; InputError when nothing can be written there."""
+    folder = Path(folder)
+    probe = folder / ".writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another folder or mend its rights") from error
+    return folder
