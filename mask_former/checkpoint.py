@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(local, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle can ask for anything, and so raise nearly anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise InputError(f"{path} is not a checkpoint, or is cut short: {reason}; copy or download it again") from error
     return _with_model_entry(content, path)
@@ -86,8 +86,8 @@ def _with_model_entry(content: Any, path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} holds no weights; expected a state dictionary, bare or under 'model'")
     tensors: dict[str, Tensor] = OrderedDict()
     for name, value in weights.items():
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.ascontiguousarray(value))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
         if not isinstance(value, Tensor):
             raise InputError(f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; not a state dictionary")
         tensors[str(name).removeprefix("module.")] = value

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mask_former.checkpoint_names import modernise_names
 from mask_former.errors import InputError
 from mask_former.predictor import Predictions
-from mask_former.registries import PREDICTOR_REGISTRY
+from mask_former.registries import PREDICTOR_REGISTRY, choose
 
 ENCODED = "transformer_encoder"
 
@@ -33,7 +33,9 @@ class MaskFormerHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         memory_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
-        pixel_decoder = SEM_SEG_HEADS_REGISTRY.get(cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME)(cfg, input_shape)
+        decoder_name = cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME
+        decoder_class = choose(SEM_SEG_HEADS_REGISTRY, decoder_name, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME")
+        pixel_decoder = decoder_class(cfg, input_shape)
         if memory_feature == ENCODED:
             if not pixel_decoder.gives_encoded:
                 raise InputError(
@@ -48,8 +50,13 @@ class MaskFormerHead(nn.Module):
             raise InputError(
                 f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE: no feature {memory_feature!r}; there are {valid}"
             )
-        predictor = PREDICTOR_REGISTRY.get(cfg.MODEL.MASK_FORMER.PREDICTOR_NAME)(cfg, in_channels)
-        return {"pixel_decoder": pixel_decoder, "predictor": predictor, "memory_feature": memory_feature}
+        predictor_name = cfg.MODEL.MASK_FORMER.PREDICTOR_NAME
+        predictor_class = choose(PREDICTOR_REGISTRY, predictor_name, "MODEL.MASK_FORMER.PREDICTOR_NAME")
+        return {
+            "pixel_decoder": pixel_decoder,
+            "predictor": predictor_class(cfg, in_channels),
+            "memory_feature": memory_feature,
+        }
 
     def forward(
         self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]] | None = None

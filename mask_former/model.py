@@ -21,7 +21,7 @@ from mask_former.errors import InputError
 from mask_former.inference import instance_inference, panoptic_inference, semantic_inference
 from mask_former.matcher import Target
 from mask_former.predictor import Predictions
-from mask_former.registries import CRITERION_REGISTRY
+from mask_former.registries import CRITERION_REGISTRY, choose
 
 
 @META_ARCH_REGISTRY.register()
@@ -72,10 +72,12 @@ class MaskFormer(nn.Module):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         backbone = build_backbone(cfg)
         test = cfg.MODEL.MASK_FORMER.TEST
+        criterion_name = cfg.MODEL.MASK_FORMER.CRITERION_NAME
+        criterion_class = choose(CRITERION_REGISTRY, criterion_name, "MODEL.MASK_FORMER.CRITERION_NAME")
         return {
             "backbone": backbone,
             "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "criterion": CRITERION_REGISTRY.get(cfg.MODEL.MASK_FORMER.CRITERION_NAME)(cfg),
+            "criterion": criterion_class(cfg),
             "thing_ids": checked_thing_ids(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -170,6 +172,10 @@ def checked_thing_ids(cfg: CfgNode) -> list[int]:
         return []
     register_from_config(cfg)
     metadata = dataset_metadata(names[0])
+    if not hasattr(metadata, "stuff_classes"):
+        raise InputError(
+            f"data set {names[0]} has boxes or instances only; DATASETS needs panoptic or semantic segmentation"
+        )
     if len(metadata.stuff_classes) != num_classes:
         raise InputError(
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but data set {names[0]} has "

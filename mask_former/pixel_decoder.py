@@ -14,6 +14,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mask_former.errors import InputError
 from mask_former.position import sine_position
 from mask_former.transformer import EncoderTransformer
 
@@ -67,6 +68,12 @@ class BasePixelDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         head = cfg.MODEL.SEM_SEG_HEAD
+        unknown = [name for name in head.IN_FEATURES if name not in input_shape]
+        if unknown or not head.IN_FEATURES:
+            raise InputError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES is {list(head.IN_FEATURES)}; "
+                f"choose from what the backbone gives: {', '.join(input_shape)}"
+            )
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
             "conv_dim": head.CONVS_DIM,

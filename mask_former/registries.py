@@ -3,7 +3,11 @@
 `mask_former` fills them with its own parts and never imports the packages that add more.
 """
 
+from typing import Any
+
 from fvcore.common.registry import Registry
+
+from mask_former.errors import InputError
 
 PREDICTOR_REGISTRY = Registry("PREDICTOR")
 PREDICTOR_REGISTRY.__doc__ = """
@@ -16,3 +20,10 @@ CRITERION_REGISTRY.__doc__ = """
 Training losses: called as `criterion(cfg)`; `forward` and `weight_dict` as documented at
 `mask_former.criterion.SetCriterion`. Chosen by `MODEL.MASK_FORMER.CRITERION_NAME`.
 """
+
+
+def choose(registry: Registry, name: str, key: str) -> Any:
+    """What is registered as `name`; InputError with the configuration key and the valid names when nothing is."""
+    if name not in registry:
+        raise InputError(f"{key}: no {name!r}; there are {', '.join(sorted(known for known, _ in registry))}")
+    return registry.get(name)

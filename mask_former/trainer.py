@@ -1,6 +1,7 @@
 """Training and evaluation as a configuration asks for them: detectron2's trainer with this project's parts."""
 
 import logging
+import math
 import os
 import weakref
 from collections import OrderedDict
@@ -111,13 +112,25 @@ class Trainer(DefaultTrainer):
 
 
 class BestCheckpoint(hooks.BestCheckpointer):
-    """model_best.pth holds the model with the highest metric so far, also across a resumed run."""
+    """model_best.pth holds the model with the highest metric so far, also across a resumed run.
+
+    The checkpoint knows its own metric: the record is taken down before it is saved.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_metric": self.best_metric, "best_iter": self.best_iter}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
+
+    def _best_checking(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self._val_metric, (math.nan, 0))
+        if not math.isfinite(value):
+            logger.warning("TEST.BEST_METRIC %s has no value in this evaluation", self._val_metric)
+        elif self.best_metric is None or value > self.best_metric:
+            self.best_metric, self.best_iter = float(value), iteration
+            self._checkpointer.save(self._file_prefix, iteration=iteration)
+            logger.info("best %s so far: %.3f; saved as %s.pth", self._val_metric, value, self._file_prefix)
 
 
 def build_step(

@@ -1,0 +1,19 @@
+"""The data room: registers ADE20K panoptic on import; other data sets come from the configuration."""
+
+from mask_former.data.ade20k import register_ade20k
+from mask_former.data.catalog import dataset_ids, dataset_metadata, dataset_records, thing_ids
+from mask_former.data.coco_panoptic import register_coco_panoptic, register_from_config
+from mask_former.data.mappers import MAPPERS, build_mapper
+
+register_ade20k()
+
+__all__ = [
+    "MAPPERS",
+    "build_mapper",
+    "dataset_ids",
+    "dataset_metadata",
+    "dataset_records",
+    "register_coco_panoptic",
+    "register_from_config",
+    "thing_ids",
+]

@@ -1,0 +1,150 @@
+"""Augmentations of an image together with its segments, on top of detectron2's.
+
+The label travels as one int32 H×W map of segment indices (`SegmentMap.index`), in the place detectron2 calls
+"sem_seg"; masks are built from it after the last step, so that what costs memory is made once, at the final
+size.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from detectron2.data import transforms as T
+from detectron2.projects.point_rend import ColorAugSSDTransform
+from fvcore.transforms.transform import CropTransform, NoOpTransform, PadTransform, Transform
+
+from mask_former.data.segments import VOID_INDEX, SegmentMap
+from mask_former.errors import InputError
+
+IMAGE_PAD_VALUE = 128  # mid grey
+CROP_TRIES = 10
+DETR_SIZES_BEFORE_CROP = (400, 500, 600)
+
+Step: TypeAlias = T.Augmentation | Transform
+
+
+class SegmentInput(T.AugInput):
+    """An image (uint8 H×W×3), its segment index map, and the segments' classes for augmentations to read."""
+
+    def __init__(self, image: np.ndarray, segments: SegmentMap) -> None:
+        super().__init__(image, sem_seg=segments.index)
+        self.segment_classes = segments.classes
+
+
+class AlignedResize(T.ResizeTransform):
+    """detectron2's resize for images; labels of any integer type take the pixel under a new pixel's centre.
+
+    (detectron2 resizes labels other than uint8 from the corner of the pixel, half a pixel off the image.)
+    """
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        rows = ((np.arange(self.new_h) + 0.5) * (self.h / self.new_h)).astype(np.int64)
+        columns = ((np.arange(self.new_w) + 0.5) * (self.w / self.new_w)).astype(np.int64)
+        return segmentation.take(columns, axis=1).take(rows, axis=0)
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """detectron2's ResizeShortestEdge with labels that stay aligned with the image."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        resize = super().get_transform(image)
+        if isinstance(resize, NoOpTransform):
+            return resize
+        return AlignedResize(resize.h, resize.w, resize.new_h, resize.new_w, resize.interp)
+
+
+class CategoryAreaCrop(T.Augmentation):
+    """Random crop with two classes or more, none of which covers `max_area` or more of the labelled pixels.
+
+    The last of ten tries is taken as it is. Same rule as detectron2's RandomCrop_CategoryAreaConstraint,
+    which wants a class map; the classes of the segments are added up here instead.
+    """
+
+    def __init__(self, crop_type: str, crop_size: Sequence[float], max_area: float) -> None:
+        super().__init__()
+        self.crop = T.RandomCrop(crop_type, tuple(crop_size))
+        self.max_area = max_area
+
+    def get_transform(
+        self, image: np.ndarray, sem_seg: np.ndarray, segment_classes: np.ndarray
+    ) -> CropTransform:
+        for _ in range(CROP_TRIES):
+            crop = self.crop.get_transform(image)
+            pixels = np.bincount(crop.apply_segmentation(sem_seg).ravel(), minlength=len(segment_classes) + 1)
+            areas = np.bincount(segment_classes, weights=pixels[VOID_INDEX + 1 :])
+            if np.count_nonzero(areas) > 1 and areas.max() < areas.sum() * self.max_area:
+                break
+        return crop
+
+
+class PadToMultiple(T.Augmentation):
+    """Pad right and bottom to a multiple of `divisor` pixels: the image with grey, the label with void."""
+
+    def __init__(self, divisor: int) -> None:
+        super().__init__()
+        self.divisor = divisor
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        height, width = image.shape[:2]
+        below, right = -height % self.divisor, -width % self.divisor
+        if not below and not right:
+            return NoOpTransform()
+        return PadTransform(0, 0, right, below, width, height, IMAGE_PAD_VALUE, VOID_INDEX)
+
+
+def crop_augmentations(
+    *,
+    min_sizes: Sequence[int],
+    max_size: int,
+    sampling: str,
+    crop: tuple[str, Sequence[float]] | None,
+    single_category_max_area: float,
+    color_jitter: bool,
+    flip: str,
+    pad_divisor: int,
+) -> list[Step]:
+    """MaskFormer's training augmentation: resize, crop, colour jitter of SSD, flip, padding.
+
+    crop: detectron2's (type, size), None for no crop; larger than the image it is the whole image. sampling:
+    "choice" or "range" of min_sizes. flip: as INPUT.RANDOM_FLIP. pad_divisor: 0 or less for no padding.
+    """
+    augmentations: list[Step] = [ResizeShortestEdge(list(min_sizes), max_size, sampling)]
+    if crop is not None and single_category_max_area < 1.0:
+        augmentations.append(CategoryAreaCrop(*crop, single_category_max_area))
+    elif crop is not None:
+        augmentations.append(T.RandomCrop(crop[0], tuple(crop[1])))
+    if color_jitter:
+        # brightness ±32, contrast and saturation ×0.5..1.5, hue ±18, each with probability 1/2
+        augmentations.append(ColorAugSSDTransform("RGB"))
+    augmentations += flip_augmentations(flip)
+    if pad_divisor > 0:
+        augmentations.append(PadToMultiple(pad_divisor))
+    return augmentations
+
+
+def detr_augmentations(
+    *,
+    min_sizes: Sequence[int],
+    max_size: int,
+    sampling: str,
+    crop: tuple[str, Sequence[float]] | None,
+    flip: str,
+) -> list[Step]:
+    """DETR's training augmentation: flip; half of the time a crop of a smaller copy; resize. No padding."""
+    augmentations = flip_augmentations(flip)
+    if crop is not None:
+        smaller = ResizeShortestEdge(list(DETR_SIZES_BEFORE_CROP), sample_style="choice")
+        cropping = T.AugmentationList([smaller, T.RandomCrop(crop[0], tuple(crop[1]))])
+        augmentations.append(T.RandomApply(cropping, prob=0.5))
+    return [*augmentations, ResizeShortestEdge(list(min_sizes), max_size, sampling)]
+
+
+def flip_augmentations(flip: str) -> list[Step]:
+    """INPUT.RANDOM_FLIP as augmentations: "horizontal", "vertical" (each with probability 1/2) or "none"."""
+    kinds = {"horizontal": (True, False), "vertical": (False, True)}
+    if flip == "none":
+        return []
+    if flip not in kinds:
+        raise InputError(f"INPUT.RANDOM_FLIP is {flip!r}, but must be one of {', '.join([*kinds, 'none'])}")
+    horizontal, vertical = kinds[flip]
+    return [T.RandomFlip(horizontal=horizontal, vertical=vertical)]

@@ -1,0 +1,121 @@
+"""What a data set's classes are, and how to look a data set up in detectron2's catalogs.
+
+C: number of classes. Contiguous ids are 0..C-1 in the order of the model's outputs; dataset ids are those of
+the annotation files. The fields are those of detectron2's own COCO panoptic data sets
+(`coco_2017_*_panoptic`): `thing_classes` and `stuff_classes` both name all C classes, so that detectron2's
+visualisers work unchanged.
+"""
+
+import colorsys
+import difflib
+import itertools
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+
+from mask_former.errors import InputError
+
+IGNORE_LABEL = 255  # value of pixels without a class in semantic labels
+
+
+def datasets_root() -> Path:
+    """The folder that relative data set paths start from: $DETECTRON2_DATASETS, or ./datasets."""
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+
+
+def class_colors(count: int) -> list[list[int]]:
+    """`count` distinct RGB triples (0..255), the same ones every time; neighbours differ strongly in hue."""
+    golden_ratio = 0.618033988749895
+    colors: list[list[int]] = []
+    steps = itertools.count()
+    while len(colors) < count:
+        # three brightness levels on top, so that hues that come round again still look different
+        step = next(steps)
+        hue, level = step * golden_ratio % 1.0, step % 3
+        rgb = colorsys.hsv_to_rgb(hue, (0.85, 0.5, 0.7)[level], (0.9, 0.98, 0.65)[level])
+        color = [round(255 * value) for value in rgb]
+        if color not in colors:  # rounding makes a few meet among many hundreds
+            colors.append(color)
+    return colors
+
+
+def panoptic_metadata(categories: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Metadata entries about classes, from COCO-style categories {"id", "name", "isthing", optional "color"}.
+
+    Contiguous ids follow ascending dataset ids. Given colours are kept when every category has one.
+    """
+    ordered = sorted(categories, key=lambda category: category["id"])
+    names = [str(category["name"]) for category in ordered]
+    colors = class_colors(len(ordered))
+    if all("color" in category for category in ordered):
+        colors = [list(category["color"]) for category in ordered]
+    contiguous = {category["id"]: index for index, category in enumerate(ordered)}
+    things = {category["id"] for category in ordered if category["isthing"]}
+    return {
+        "thing_classes": names,
+        "stuff_classes": list(names),
+        "thing_colors": colors,
+        "stuff_colors": [list(color) for color in colors],
+        "thing_dataset_id_to_contiguous_id": {
+            key: index for key, index in contiguous.items() if key in things
+        },
+        "stuff_dataset_id_to_contiguous_id": {
+            key: index for key, index in contiguous.items() if key not in things
+        },
+        "ignore_label": IGNORE_LABEL,
+        "label_divisor": 1000,
+    }
+
+
+def thing_ids(metadata: Metadata) -> list[int]:
+    """Contiguous ids of the thing classes, ascending; empty for a data set with semantic labels only."""
+    return sorted(getattr(metadata, "thing_dataset_id_to_contiguous_id", {}).values())
+
+
+def dataset_ids(metadata: Metadata) -> dict[int, int]:
+    """Contiguous id -> dataset id of every class, by ascending contiguous id.
+
+    A data set with semantic labels only has no other numbering: its ids map to themselves.
+    """
+    contiguous = {
+        **getattr(metadata, "stuff_dataset_id_to_contiguous_id", {}),
+        **getattr(metadata, "thing_dataset_id_to_contiguous_id", {}),
+    }
+    if not contiguous:
+        return {index: index for index in range(len(metadata.stuff_classes))}
+    return dict(sorted((index, key) for key, index in contiguous.items()))
+
+
+def dataset_records(name: str) -> list[dict[str, Any]]:
+    """The records of a registered data set; InputError when it is unknown, or its files are not there."""
+    _require_registered(name)
+    try:
+        return DatasetCatalog.get(name)
+    except (FileNotFoundError, NotADirectoryError, AssertionError) as error:  # from detectron2's own loaders
+        path = getattr(error, "filename", None)
+        problem = f"{path} is missing" if path else " ".join(str(error).split())
+        raise InputError(
+            f"data set {name}: {problem}; check $DETECTRON2_DATASETS (now {datasets_root().resolve()})"
+        ) from error
+
+
+def dataset_metadata(name: str) -> Metadata:
+    """The metadata of a registered data set; InputError when unknown (detectron2 makes up an empty one)."""
+    _require_registered(name)
+    return MetadataCatalog.get(name)
+
+
+def _require_registered(name: str) -> None:
+    known = sorted(DatasetCatalog.list())
+    if name in known:
+        return
+    near = difflib.get_close_matches(name, known, n=3)
+    guess = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
+    raise InputError(
+        f"unknown data set {name!r}: {guess}register your own under DATASETS.COCO_PANOPTIC; "
+        f"known: {', '.join(known)}"
+    )

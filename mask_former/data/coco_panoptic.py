@@ -1,0 +1,216 @@
+"""Any data set in COCO's panoptic format (images, a JSON, a folder of PNGs), registered by configuration.
+
+    DATASETS:
+      COCO_PANOPTIC:
+        my_train: {IMAGES: my/images, JSON: my/train.json, PNGS: my/train_png}
+      TRAIN: ("my_train",)
+
+Relative paths start at $DETECTRON2_DATASETS. The classes are those of the JSON's "categories", contiguous ids
+by ascending dataset id. A record is a dict: file_name, image_id, height, width, pan_seg_file_name and
+segments_info, a list of {"id", "category_id" (contiguous), "iscrowd" 0 or 1, "isthing", "area", "bbox"}.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from mask_former.data.catalog import datasets_root, panoptic_metadata
+from mask_former.data.id_map import MAX_ID
+from mask_former.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+CONFIG_PATHS = ("IMAGES", "JSON", "PNGS")
+Record = dict[str, Any]
+
+
+def register_from_config(cfg: CfgNode) -> None:
+    """Register every data set of cfg.DATASETS.COCO_PANOPTIC; may be called again with the same paths."""
+    for name, paths in cfg.DATASETS.COCO_PANOPTIC.items():
+        given = dict(paths) if isinstance(paths, Mapping) else {}
+        are_paths = all(path and isinstance(path, str) for path in given.values())
+        if set(given) != set(CONFIG_PATHS) or not are_paths:
+            keys = ", ".join(CONFIG_PATHS)
+            raise InputError(f"DATASETS.COCO_PANOPTIC.{name}: must give paths for {keys}, not {given}")
+        root = datasets_root()
+        register_coco_panoptic(name, *(root / Path(given[key]).expanduser() for key in CONFIG_PATHS))
+
+
+def register_coco_panoptic(
+    name: str,
+    image_root: str | Path,
+    json_file: str | Path,
+    png_root: str | Path,
+    *,
+    evaluator_type: str = "coco_panoptic_seg",
+) -> None:
+    """Register a data set under `name`; the JSON is read now for its classes, the records when they are used.
+
+    Nothing happens when the same paths are registered already. InputError when `name` stands for something
+    else, or the JSON is missing or lacks usable categories.
+    """
+    paths = {"image_root": str(image_root), "panoptic_json": str(json_file), "panoptic_root": str(png_root)}
+    if name in DatasetCatalog.list():
+        _require_same_paths(name, paths)
+        return
+    categories = read_categories(json_file)
+    register_panoptic(
+        name, paths, categories, lambda: load_coco_panoptic(image_root, json_file, png_root), evaluator_type
+    )
+
+
+def register_panoptic(
+    name: str,
+    paths: Mapping[str, str],
+    categories: list[dict[str, Any]],
+    load: Callable[[], list[Record]],
+    evaluator_type: str,
+) -> None:
+    """Put a panoptic data set with known classes into detectron2's catalogs; `load` returns its records."""
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(**paths, **panoptic_metadata(categories), evaluator_type=evaluator_type)
+
+
+def load_coco_panoptic(image_root: str | Path, json_file: str | Path, png_root: str | Path) -> list[Record]:
+    """The records of a data set, in the order of the JSON's annotations (see the module's docstring).
+
+    Listed images without an annotation are left out with a warning. InputError, one line, when the JSON, a
+    folder or a required key is missing, or an annotation names an unknown image or category. Single image and
+    PNG files are not looked for here: a hundred thousand look-ups on network storage take minutes.
+    """
+    for key, folder in (("image", image_root), ("panoptic PNG", png_root)):
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder}: no such folder of {key}s; check its path and $DETECTRON2_DATASETS")
+    content = read_panoptic_json(json_file)
+    metadata = panoptic_metadata(_checked_categories(content, json_file))
+    things = metadata["thing_dataset_id_to_contiguous_id"]
+    contiguous = {**things, **metadata["stuff_dataset_id_to_contiguous_id"]}
+    images = _images_by_id(content["images"], json_file)
+    records: dict[Any, Record] = {}
+    for position, annotation in enumerate(content["annotations"]):
+        where = f"{json_file}: annotations[{position}]"
+        require_keys(annotation, ("image_id", "file_name", "segments_info"), where)
+        image_id = annotation["image_id"]
+        if image_id not in images:
+            raise InputError(
+                f"{where} is for image {image_id!r}, which is not listed under 'images'; add or drop it"
+            )
+        if image_id in records:
+            raise InputError(f"{where} is a second annotation of image {image_id!r}; keep one")
+        image = images[image_id]
+        records[image_id] = {
+            "file_name": str(Path(image_root) / image["file_name"]),
+            "image_id": image_id,
+            "height": image["height"],
+            "width": image["width"],
+            "pan_seg_file_name": str(Path(png_root) / annotation["file_name"]),
+            "segments_info": _segments(annotation["segments_info"], contiguous, things, where),
+        }
+    if not records:
+        raise InputError(f"{json_file}: lists no annotation at all; check that it is the right file")
+    if len(records) < len(images):
+        left_out = len(images) - len(records)
+        logger.warning("%s: %d listed images have no annotation and are left out", json_file, left_out)
+    return list(records.values())
+
+
+def read_panoptic_json(json_file: str | Path) -> dict[str, Any]:
+    """The content of a COCO-panoptic JSON; InputError when it is missing, not JSON, or lacks a list."""
+    try:
+        content = json.loads(Path(json_file).read_bytes())
+    except FileNotFoundError as error:
+        raise InputError(f"{json_file}: no such file; check its path and $DETECTRON2_DATASETS") from error
+    except OSError as error:
+        raise InputError(f"{json_file}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise InputError(f"{json_file}: is not JSON ({error}); write or fetch it again") from error
+    lists = ("images", "annotations", "categories")
+    require_keys(content, lists, str(json_file))
+    for key in lists:
+        if not isinstance(content[key], list):
+            raise InputError(f"{json_file}: {key!r} must be a list, as in COCO's panoptic format")
+    return content
+
+
+def read_categories(json_file: str | Path) -> list[dict[str, Any]]:
+    """The categories {"id", "name", "isthing"} of a COCO-panoptic JSON, cached until the file changes."""
+    path = Path(json_file)
+    # only the classes are kept: the content of a large JSON takes gigabytes
+    return _cached_categories(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=64)
+def _cached_categories(path: Path, _modified: int) -> list[dict[str, Any]]:
+    return _checked_categories(read_panoptic_json(path), path)
+
+
+def _checked_categories(content: Mapping[str, Any], json_file: str | Path) -> list[dict[str, Any]]:
+    categories = content["categories"]
+    for position, category in enumerate(categories):
+        require_keys(category, ("id", "name", "isthing"), f"{json_file}: categories[{position}]")
+    ids = [category["id"] for category in categories]
+    if not ids or len(set(ids)) < len(ids) or not all(isinstance(key, int) for key in ids):
+        raise InputError(
+            f"{json_file}: 'categories' must list at least one class, each with an integer id of its own"
+        )
+    return categories
+
+
+def _images_by_id(images: list[Any], json_file: str | Path) -> dict[Any, Mapping[str, Any]]:
+    by_id = {}
+    for position, image in enumerate(images):
+        require_keys(image, ("id", "file_name", "height", "width"), f"{json_file}: images[{position}]")
+        by_id[image["id"]] = image
+    if len(by_id) < len(images):
+        raise InputError(f"{json_file}: two entries of 'images' have the same id; give each its own")
+    return by_id
+
+
+def _segments(
+    segments: list[Any], contiguous: Mapping[int, int], things: Mapping[int, int], where: str
+) -> list[dict[str, Any]]:
+    """An annotation's segments_info with contiguous categories; area and box are kept when given."""
+    converted: dict[int, dict[str, Any]] = {}
+    for segment in segments:
+        require_keys(segment, ("id", "category_id"), f"{where}, segments_info")
+        segment_id, category = segment["id"], segment["category_id"]
+        if category not in contiguous:
+            raise InputError(
+                f"{where}: segment {segment_id} has category {category!r}, not listed under 'categories'"
+            )
+        if not isinstance(segment_id, int) or not 0 < segment_id <= MAX_ID or segment_id in converted:
+            raise InputError(
+                f"{where}: segment id {segment_id!r} is not an integer of 1..{MAX_ID}, used once in its image"
+            )
+        converted[segment_id] = {
+            **{key: segment[key] for key in ("area", "bbox") if key in segment},
+            "id": segment_id,
+            "category_id": contiguous[category],
+            "iscrowd": int(segment.get("iscrowd", 0)),
+            "isthing": category in things,
+        }
+    return list(converted.values())
+
+
+def require_keys(entry: Any, keys: tuple[str, ...], where: str) -> None:
+    """Raise InputError naming the first of `keys` that `entry`, a part of a JSON file, does not have."""
+    for key in keys:
+        if not isinstance(entry, Mapping) or key not in entry:
+            raise InputError(f"{where} has no {key!r}; the file must follow COCO's panoptic format")
+
+
+def _require_same_paths(name: str, paths: Mapping[str, str]) -> None:
+    metadata = MetadataCatalog.get(name)
+    for field, path in paths.items():
+        registered = getattr(metadata, field, None)
+        if registered is None or Path(registered).absolute() != Path(path).absolute():
+            raise InputError(
+                f"data set {name!r} is already registered with {field} {registered}, not {path}; "
+                f"choose another name"
+            )

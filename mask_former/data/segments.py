@@ -1,0 +1,104 @@
+"""The label of one image, panoptic or semantic, in the one form that training works with.
+
+Shape legend: H×W the image, n its segments. Everything that may be wrong with a label file is found here, on
+the CPU, with the file and the offending id in the message: on a GPU it would be a "device-side assert".
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mask_former.data.id_map import VOID_ID, read_class_map, read_id_map, unique_ids
+from mask_former.errors import InputError
+
+VOID_INDEX = 0
+
+
+@dataclass(frozen=True)
+class SegmentMap:
+    """Segments 1..n of an image as one map, whatever ids the file used, ready to be resized and cropped.
+
+    index: int32 H×W, the segment of each pixel, 0 = void; a segment may have no pixel.
+    classes: int64 (n,), `classes[k - 1]` is the contiguous class of segment k.
+    """
+
+    index: np.ndarray
+    classes: np.ndarray
+
+    def class_map(self, void: int) -> np.ndarray:
+        """int64 H×W of classes, `void` where there is no segment."""
+        return np.concatenate([[void], self.classes]).astype(np.int64)[self.index]
+
+
+def read_panoptic_segments(
+    record: Mapping[str, Any], num_classes: int, *, keep_crowd: bool = False
+) -> SegmentMap:
+    """The segments of a record's panoptic PNG, in the order of its segments_info.
+
+    Crowd regions become void: they are no targets. With `keep_crowd` they are segments like any other, which
+    is what a semantic label wants. Raises InputError on a pixel whose id is not in segments_info, and on a
+    category that is not one of 0..num_classes-1.
+    """
+    path = record["pan_seg_file_name"]
+    segments = record["segments_info"]
+    for segment in segments:
+        _require_class(segment["category_id"], num_classes, f"{path}: segment {segment['id']}")
+    values, positions = unique_ids(read_id_map(path))
+    unknown = set(values.tolist()) - {VOID_ID} - {segment["id"] for segment in segments}
+    if unknown:
+        raise InputError(
+            f"{path}: pixels have the id {min(unknown)}, which the image's segments_info does not list; "
+            f"add the segment to the JSON, or paint it 0 (void)"
+        )
+    targets = [segment for segment in segments if keep_crowd or not segment.get("iscrowd", 0)]
+    index_of_id = {segment["id"]: index for index, segment in enumerate(targets, start=1)}
+    index_of_value = np.array(
+        [index_of_id.get(value, VOID_INDEX) for value in values.tolist()], dtype=np.int32
+    )
+    classes = np.array([segment["category_id"] for segment in targets], dtype=np.int64)
+    return SegmentMap(index_of_value[positions], classes)
+
+
+def read_semantic_segments(record: Mapping[str, Any], num_classes: int, ignore_label: int) -> SegmentMap:
+    """One segment per class that is present, from sem_seg_file_name or, without one, from the panoptic label.
+
+    Raises InputError on a value that is neither `ignore_label` nor one of 0..num_classes-1.
+    """
+    if "sem_seg_file_name" in record:
+        path = record["sem_seg_file_name"]
+        values, positions = unique_ids(read_class_map(path))
+    elif "pan_seg_file_name" in record:
+        path = record["pan_seg_file_name"]
+        panoptic = read_panoptic_segments(record, num_classes, keep_crowd=True)
+        values, positions = unique_ids(panoptic.class_map(void=ignore_label))
+    else:
+        raise InputError(
+            f"{record['file_name']}: its record names neither a semantic nor a panoptic label file"
+        )
+    is_class = values != ignore_label
+    for value in values[is_class]:
+        _require_class(int(value), num_classes, f"{path}: a pixel")
+    index_of_value = np.where(is_class, np.cumsum(is_class), VOID_INDEX).astype(np.int32)
+    return SegmentMap(index_of_value[positions], values[is_class].astype(np.int64))
+
+
+def require_same_size(image: np.ndarray, segments: SegmentMap, record: Mapping[str, Any]) -> None:
+    """Raise InputError unless the label covers the image (H×W×3, after its EXIF rotation) pixel by pixel."""
+    height, width = image.shape[:2]
+    if segments.index.shape != (height, width):
+        label_height, label_width = segments.index.shape
+        label = record.get("pan_seg_file_name") or record.get("sem_seg_file_name")
+        raise InputError(
+            f"{label}: the label is {label_width}×{label_height} pixels, but its image {record['file_name']} "
+            f"is {width}×{height} (EXIF rotation applied); make them the same size"
+        )
+
+
+def _require_class(value: int, num_classes: int, where: str) -> None:
+    if not 0 <= value < num_classes:
+        raise InputError(
+            f"{where} has class {value}, but the model has classes 0..{num_classes - 1}; correct the label "
+            f"or set MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+        )

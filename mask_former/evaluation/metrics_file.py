@@ -1,0 +1,49 @@
+"""Results as JSON files that appear whole or not at all; what is nan or infinite is written as null."""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.utils import comm
+
+
+def write_metrics(results: Mapping[str, Any], path: str | Path) -> None:
+    """Write what an evaluation returned; processes other than the main one write nothing."""
+    if comm.is_main_process():
+        write_json(results, path)
+
+
+def write_json(value: Any, path: str | Path, indent: int | None = 1) -> None:
+    """Write nested dicts, lists and numbers (numpy's too), making the folder when it is missing."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def plain(value: Any) -> Any:
+    """`value` in types that JSON has: numpy scalars and arrays become Python's, nan and infinities None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
