@@ -1,4 +1,4 @@
-"""MaskFormer as detectron2 components: importing this package registers them and the ADE20K panoptic data sets."""
+"""MaskFormer as detectron2 components: importing this registers them and the ADE20K panoptic data sets."""
 
 import mask_former.criterion
 import mask_former.data

@@ -1,12 +1,13 @@
 """Reading checkpoints of every layout that users have, and loading them with a report of what matched.
 
 Layouts: `.pth` of this project and of detectron2 ({"model": …, "optimizer": …}), bare state dictionaries, and
-`.pkl` of detectron2's model zoo and of official MaskFormer ({"model": NumPy arrays, "__author__": …}). Nothing in
-a file is executed: pickles may hold arrays, tensors and plain containers, and nothing else.
+`.pkl` of detectron2's model zoo and of official MaskFormer ({"model": NumPy arrays, "__author__": …}).
+Nothing in a file is executed: pickles may hold arrays, tensors and plain containers, and nothing else.
 """
 
 import logging
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in NUMPY_GLOBALS | PLAIN_GLOBALS:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, and only arrays are read from pickles")
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not supported")  # PyTorch's own words
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -49,17 +50,31 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     local = _local_path(str(path))
     try:
-        if local.suffix == ".pkl":
-            with local.open("rb") as file:
-                content = _ArrayUnpickler(file, encoding="latin1").load()
-        else:
-            content = torch.load(local, map_location="cpu", weights_only=True)
+        file = local.open("rb")
     except OSError as error:
-        raise InputError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
-    except Exception as error:  # a damaged pickle can ask for anything, and so raise nearly anything
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"{path} is not a checkpoint, or is cut short: {reason}; copy or download it again") from error
+        raise InputError(f"cannot read checkpoint {path}: {error.strerror}; check its permissions") from error
+    with file:
+        try:
+            if local.suffix == ".pkl":
+                content = _ArrayUnpickler(file, encoding="latin1").load()
+            else:
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can ask for anything, and so raise nearly anything
+            raise InputError(f"{path} {_why_unreadable(error)}") from error
     return _with_model_entry(content, path)
+
+
+def _why_unreadable(error: Exception) -> str:
+    """What is wrong with a file whose reading failed, and how to mend it, in one line."""
+    text = " ".join(str(error).split())
+    foreign = re.search(r"GLOBAL ([\w.]+)", text)
+    if foreign:
+        return f"holds {foreign[1]}, and only tensors and arrays are read from files; save its weights alone"
+    # PyTorch wraps its reason in advice to load the file unsafely and in a link
+    reason = text.split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].strip()[:160]
+    return (
+        f"is not a checkpoint, or is cut short: {reason or type(error).__name__}; copy or download it again"
+    )
 
 
 def _local_path(path: str) -> Path:
@@ -68,8 +83,8 @@ def _local_path(path: str) -> Path:
     except Exception as error:  # what a download raises depends on the handler: network, HTTP, disk
         reason = " ".join(str(error).split())[:160]
         raise InputError(
-            f"cannot fetch checkpoint {path}: {reason}; download it elsewhere and set MODEL.WEIGHTS to the file, "
-            "or MODEL.WEIGHTS '' to start at random"
+            f"cannot fetch checkpoint {path}: {reason}; download it elsewhere and set MODEL.WEIGHTS to "
+            "the file, or MODEL.WEIGHTS '' to start at random"
         ) from error
     if not local.is_file():
         raise InputError(f"no checkpoint at {path}; check MODEL.WEIGHTS")
@@ -89,7 +104,9 @@ def _with_model_entry(content: Any, path: str | Path) -> dict[str, Any]:
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
             value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
         if not isinstance(value, Tensor):
-            raise InputError(f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; not a state dictionary")
+            raise InputError(
+                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; not a state dictionary"
+            )
         tensors[str(name).removeprefix("module.")] = value
     return {**content, "model": tensors}
 
@@ -102,7 +119,8 @@ class LoadReport:
     matched: list[str]
     missing: list[str]  # of the model, not in the checkpoint: they keep their initial values
     unexpected: list[str]  # of the checkpoint, not in the model: not used
-    mismatched: list[str] = field(default_factory=list)  # in both with different shapes: they keep initial values
+    # in both with different shapes: they keep initial values
+    mismatched: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line of counts, then the names that did not match, grouped by module."""
@@ -120,19 +138,24 @@ def _grouped(names: Iterable[str], depth: int = 3) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(".".join(name.split(".")[:depth]), []).append(name)
-    return [rows[0] if len(rows) == 1 else f"{start}.* ({len(rows)} entries)" for start, rows in groups.items()]
+    return [
+        rows[0] if len(rows) == 1 else f"{start}.* ({len(rows)} entries)" for start, rows in groups.items()
+    ]
 
 
 def load_weights(model: nn.Module, path: str | Path, skip_mismatch: bool = False) -> LoadReport:
     """Load the weights of a checkpoint into a model, and report (and log) what matched.
 
-    Raises InputError when no entry has a name of the model, or, unless `skip_mismatch`, when an entry has another
-    shape: the weights belong to another architecture or number of classes. The model is then unchanged.
+    Raises InputError when no entry has a name of the model, or, unless `skip_mismatch`, when an entry has
+    another shape: the weights belong to another architecture or number of classes. The model is then
+    unchanged.
     """
     return load_state(model, read_checkpoint(path)["model"], str(path), skip_mismatch)
 
 
-def load_state(model: nn.Module, state: dict[str, Tensor], path: str, skip_mismatch: bool = False) -> LoadReport:
+def load_state(
+    model: nn.Module, state: dict[str, Tensor], path: str, skip_mismatch: bool = False
+) -> LoadReport:
     """As `load_weights`, from tensors that came from `path`."""
     own = model.state_dict()
     state = dict(state)
@@ -164,7 +187,9 @@ def _mismatch_line(mismatched: list[str], state: dict[str, Tensor], own: dict[st
     name = mismatched[0]
     theirs, ours = tuple(state[name].shape), tuple(own[name].shape)
     others = f" and {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
-    classes = [n for n in mismatched if n.endswith(("class_embed.weight", "class_embed.bias", "empty_weight"))]
+    classes = [
+        n for n in mismatched if n.endswith(("class_embed.weight", "class_embed.bias", "empty_weight"))
+    ]
     if len(classes) == len(mismatched):
         mend = f"set MODEL.SEM_SEG_HEAD.NUM_CLASSES to {state[classes[0]].shape[0] - 1}"
     else:
@@ -181,7 +206,9 @@ class Checkpointer(DetectionCheckpointer):
     `report` is the LoadReport of the last load.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, skip_mismatch: bool = False, **checkpointables: Any):
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, skip_mismatch: bool = False, **checkpointables: Any
+    ):
         super().__init__(model, save_dir, **checkpointables)
         self.skip_mismatch = skip_mismatch
         self.report: LoadReport | None = None

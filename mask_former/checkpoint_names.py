@@ -1,4 +1,4 @@
-"""Names of checkpoint entries: what older or foreign checkpoints call things, and what this model calls them."""
+"""Names of checkpoint entries: those of older or foreign checkpoints, and those of this model."""
 
 from collections.abc import Iterable, MutableMapping
 from typing import Any
@@ -7,7 +7,7 @@ HEAD_PARTS = ("pixel_decoder.", "predictor.")
 
 
 def modernise_names(state: MutableMapping[str, Any], head_prefix: str = "sem_seg_head.") -> list[str]:
-    """Rename, in place, entries of early official checkpoints, which hold the pixel decoder directly in the head.
+    """Rename, in place, entries of early official checkpoints: the pixel decoder's lie directly in the head.
 
     Returns the old names. Entries that already lie under `pixel_decoder.` or `predictor.` stay.
     """
@@ -24,7 +24,8 @@ def modernise_names(state: MutableMapping[str, Any], head_prefix: str = "sem_seg
 def prefix_backbone_names(state: dict[str, Any], model_names: Iterable[str]) -> dict[str, Any]:
     """Entries of a backbone alone (ImageNet weights: `stem.conv1.weight`) as entries of the model.
 
-    A state that has one name of the model already, or whose names gain nothing from the prefix, is returned as is.
+    A state that has one name of the model already, or whose names gain nothing from the prefix, is returned
+    as is.
     """
     names = set(model_names)
     if names & state.keys():

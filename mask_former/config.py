@@ -6,6 +6,7 @@ configurations and checkpoints, so that both drop in; what is ours alone is mark
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def add_mask_former_config(cfg: CfgNode) -> None:
 
 def _add_model_config(cfg: CfgNode) -> None:
     model = cfg.MODEL.MASK_FORMER = CfgNode()
-    # Loss: cross-entropy has weight 1; the two mask losses these; every decoder layer is supervised when True.
+    # Loss: cross-entropy has weight 1; the two mask losses these; True supervises every decoder layer.
     model.DEEP_SUPERVISION = True
     model.NO_OBJECT_WEIGHT = 0.1
     model.DICE_WEIGHT = 1.0
@@ -78,8 +79,8 @@ def _add_data_config(cfg: CfgNode) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_semantic"
     cfg.INPUT.COLOR_AUG_SSD = False
     cfg.INPUT.SIZE_DIVISIBILITY = -1  # the mapper pads crops to this size; -1: no padding
-    # (ours) Panoptic data sets by configuration alone: NAME -> {IMAGES, JSON, PNGS}, in COCO's panoptic format;
-    # paths relative to $DETECTRON2_DATASETS (default ./datasets).
+    # (ours) Panoptic data sets by configuration alone: NAME -> {IMAGES, JSON, PNGS}, in COCO's panoptic
+    # format; paths relative to $DETECTRON2_DATASETS (default ./datasets).
     cfg.DATASETS.COCO_PANOPTIC = CfgNode(new_allowed=True)
 
 
@@ -109,7 +110,7 @@ def load_config(
         add_keys(cfg)
     content = read_yaml_with_base(path)
     _refuse_unknown(content, cfg, str(path))
-    _merge(cfg, str(path), lambda: cfg.merge_from_other_cfg(CfgNode(content)))
+    _merge(str(path), partial(cfg.merge_from_other_cfg, CfgNode(content)))
     if len(overrides) % 2:
         raise InputError(f"command line: overrides are KEY VALUE pairs, but {overrides[-1]!r} has no value")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):
@@ -119,11 +120,11 @@ def load_config(
             level = level.setdefault(part, {})
         level[key.split(".")[-1]] = value
         _refuse_unknown(nested, cfg, "command line")
-        _merge(cfg, f"command line, {key}", lambda pair=(key, value): cfg.merge_from_list(list(pair)))
+        _merge(f"command line, {key}", partial(cfg.merge_from_list, [key, value]))
     return cfg
 
 
-def _merge(cfg: CfgNode, where: str, merge: Callable[[], object]) -> None:
+def _merge(where: str, merge: Callable[[], object]) -> None:
     """Run a yacs merge; what it refuses (a value's type, mostly) becomes one line."""
     try:
         merge()
@@ -141,7 +142,9 @@ def _refuse_unknown(content: dict[str, Any], cfg: CfgNode, where: str) -> None:
         # the last name alone finds MODEL.MASK_FORMER.X for a key written at the wrong depth
         by_name = [name for name in valid if name.split(".")[-1] == key.split(".")[-1]]
         near = by_name[:3] or difflib.get_close_matches(key, valid, n=3)
-        mend = f"did you mean {' or '.join(near)}?" if near else "see mask_former/config.py for the valid keys"
+        mend = (
+            f"did you mean {' or '.join(near)}?" if near else "see mask_former/config.py for the valid keys"
+        )
         raise InputError(f"{where}: unknown configuration key {key}; {mend}")
 
 

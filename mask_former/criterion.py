@@ -1,4 +1,4 @@
-"""The training loss: matched classification and mask losses on every decoder layer (arXiv 2107.06278, Section 3.2).
+"""The training loss: matched class and mask losses on every decoder layer (arXiv 2107.06278, Section 3.2).
 
 Shapes: B batch · Q queries · C classes without "no object" · N matched pairs of the batch · H W size of the
 predicted masks · Hp Wp size of the ground truth (the padded image).

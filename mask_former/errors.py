@@ -1,4 +1,4 @@
-"""What the user gave is wrong: one line that says what, where and how to mend, and an exit code that is not 0."""
+"""Bad input: one line that says what, where and how to mend, and an exit code that is not 0."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ class InputError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an InputError, also when a data-loader worker or a spawned process wrapped it in its traceback."""
+    """The message of an InputError, also when another process wrapped it in its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     marker = f"{InputError.__name__}: "
     wrapped = [line.split(marker, 1)[1] for line in lines if marker in line]

@@ -39,8 +39,9 @@ class MaskFormerHead(nn.Module):
         if memory_feature == ENCODED:
             if not pixel_decoder.gives_encoded:
                 raise InputError(
-                    f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE {ENCODED!r} needs MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME "
-                    f"'TransformerEncoderPixelDecoder', not {type(pixel_decoder).__name__!r}"
+                    f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE {ENCODED!r} needs "
+                    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME 'TransformerEncoderPixelDecoder', "
+                    f"not {type(pixel_decoder).__name__!r}"
                 )
             in_channels = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM
         elif memory_feature in input_shape:
@@ -61,7 +62,7 @@ class MaskFormerHead(nn.Module):
     def forward(
         self, features: dict[str, Tensor], image_sizes: list[tuple[int, int]] | None = None
     ) -> Predictions:
-        """Backbone `features`, name to B×C_i×H_i×W_i; `image_sizes` (height, width) before padding, in pixels."""
+        """`features`: name to B×C_i×H_i×W_i; `image_sizes`: (height, width) in pixels before padding."""
         mask_features, encoded = self.pixel_decoder(features)
         memory = encoded if self.memory_feature == ENCODED else features[self.memory_feature]
         return self.predictor(memory, mask_features, image_sizes)

@@ -39,9 +39,9 @@ def panoptic_inference(
 ) -> tuple[Tensor, list[Segment]]:
     """Id map (int32 H×W, 0 where nothing is) and its segments, ids from 1 in the order of the queries.
 
-    A query takes part if its best class is real and scores above `object_mask_threshold`. Every pixel goes to the
-    query with the largest score·σ(m). A query is dropped if it won no pixel, if its mask has no pixel with
-    σ(m) ≥ 0.5, or if won/mask area is below `overlap_threshold`. Stuff segments of one class are one segment.
+    A query takes part if its best class is real and scores above `object_mask_threshold`. Every pixel goes to
+    the query with the largest score·σ(m). A query is dropped if it won no pixel, if its mask has no pixel
+    with σ(m) ≥ 0.5, or if won/mask area is below `overlap_threshold`. Stuff of one class is one segment.
     """
     scores, labels = logits.softmax(dim=-1).max(dim=-1)
     kept = (labels != logits.shape[-1] - 1) & (scores > object_mask_threshold)
@@ -76,9 +76,9 @@ def instance_inference(
 ) -> Instances:
     """The best (query, class) pairs of thing classes, with masks, boxes and scores.
 
-    The `max_instances` pairs with the highest class probability are taken, of which those of thing classes remain.
-    A mask is where the logit is above 0; pairs with an empty one are left out. Score = class probability × mean
-    σ(m) over the mask.
+    The `max_instances` pairs with the highest class probability are taken; those of things remain.
+    A mask is where the logit is above 0; pairs with an empty one are left out. Score = class probability ×
+    mean σ(m) over the mask.
     """
     probabilities = class_probabilities(logits)
     num_classes = probabilities.shape[1]

@@ -1,6 +1,8 @@
-"""Mask losses and the matching costs made of the same expressions (focal: arXiv 1708.02002; dice: arXiv 1606.04797).
+"""Mask losses, and the matching costs made of the same expressions.
 
-Shapes: N mask pairs · Q predicted and T true masks of one image · P pixels. Everything is computed in float32.
+Focal: arXiv 1708.02002; dice: arXiv 1606.04797.
+
+Shapes: N mask pairs · Q predicted and T true masks of one image · P pixels. All in float32.
 """
 
 import torch

@@ -23,9 +23,11 @@ class Target(TypedDict):
 
 
 class HungarianMatcher:
-    """Cost of a pair = weighted sum of −P(true class), focal and dice, the latter two on masks of prediction size."""
+    """Cost of a pair: weighted sum of −P(true class), focal and dice, these two at the prediction's size."""
 
-    def __init__(self, class_weight: float = 1.0, mask_weight: float = 20.0, dice_weight: float = 1.0) -> None:
+    def __init__(
+        self, class_weight: float = 1.0, mask_weight: float = 20.0, dice_weight: float = 1.0
+    ) -> None:
         if class_weight == mask_weight == dice_weight == 0:
             raise ValueError("a matcher whose weights are all 0 cannot tell one assignment from another")
         self.class_weight = class_weight
@@ -34,17 +36,15 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, prediction: Prediction, targets: list[Target]) -> list[tuple[Tensor, Tensor]]:
-        """Per image the indices of matched queries and of their segments, int64 on the CPU, min(Q, T) of each.
+        """Per image min(Q, T) indices of matched queries and of their segments, int64, on the CPU.
 
         Query indices ascend. Raises FloatingPointError when a cost is not finite.
         """
         logits, masks = prediction["pred_logits"], prediction["pred_masks"]
-        return [
-            assign(self.cost(logits[i], masks[i], target), image=i) for i, target in enumerate(targets)
-        ]
+        return [assign(self.cost(logits[i], masks[i], target), image=i) for i, target in enumerate(targets)]
 
     def cost(self, logits: Tensor, masks: Tensor, target: Target) -> Tensor:
-        """Cost of every pair of one image: `logits` Q×(C+1), `masks` Q×H×W to Q×T, float32, outside autocast."""
+        """Cost of every pair of one image, float32: `logits` Q×(C+1), `masks` Q×H×W to Q×T."""
         with torch.autocast(logits.device.type, enabled=False):
             class_cost = -logits.float().softmax(dim=-1)[:, target["labels"]]
             true_masks = resize_nearest(target["masks"], masks.shape[-2:]).flatten(1)
@@ -62,13 +62,13 @@ def resize_nearest(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
 
 
 def assign(cost: Tensor, image: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the least-cost assignment of a Q×T matrix; FloatingPointError names a cost not finite."""
+    """Rows and columns of the least-cost assignment of Q×T; FloatingPointError when a cost is not finite."""
     cost = cost.cpu()
     if not cost.isfinite().all():
         count = int((~cost.isfinite()).sum())
         raise FloatingPointError(
-            f"matching: {count} of {cost.numel()} costs of image {image} of the batch are not finite; the predictions "
-            "have diverged: lower the learning rate, or train without fp16"
+            f"matching: {count} of {cost.numel()} costs of image {image} of the batch are not finite; "
+            "the predictions have diverged: lower the learning rate, or train without fp16"
         )
     rows, columns = linear_sum_assignment(cost.numpy())
     return torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)

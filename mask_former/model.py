@@ -14,7 +14,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mask_former.criterion import weigh
+from mask_former.criterion import SetCriterion, weigh
 from mask_former.data.catalog import dataset_metadata, thing_ids
 from mask_former.data.coco_panoptic import register_from_config
 from mask_former.errors import InputError
@@ -37,7 +37,7 @@ class MaskFormer(nn.Module):
         *,
         backbone: Backbone,
         sem_seg_head: nn.Module,
-        criterion: nn.Module,
+        criterion: SetCriterion,
         thing_ids: list[int],
         pixel_mean: list[float],
         pixel_std: list[float],
@@ -99,11 +99,11 @@ class MaskFormer(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Weighted losses by name in training, a result per image in evaluation.
 
-        Each input has `image` (3×h×w, 0..255, in cfg.INPUT.FORMAT); in training also `instances` with `gt_classes`
-        (int64) and `gt_masks` (bool n×h×w), n may be 0; in evaluation `height`, `width`: the size wanted, in pixels
-        (default: the image's own).
-        Results, each if switched on: `sem_seg` float C×height×width class scores; `panoptic_seg` (int32 id map,
-        segments) as `panoptic_inference` gives; `instances`.
+        Each input has `image` (3×h×w, 0..255, in cfg.INPUT.FORMAT); in training also `instances` with
+        `gt_classes` (int64) and `gt_masks` (bool n×h×w), n may be 0; in evaluation `height`, `width`: the
+        size wanted, in pixels (default: the image's own).
+        Results, each if switched on: `sem_seg` float C×height×width class scores; `panoptic_seg` (int32 id
+        map, segments) as `panoptic_inference` gives; `instances`.
         """
         images = self.preprocess(batched_inputs)
         outputs = self.sem_seg_head(self.backbone(images.tensor), images.image_sizes)
@@ -138,7 +138,10 @@ class MaskFormer(nn.Module):
         for i, (sample, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
             masks = F.interpolate(
-                outputs["pred_masks"][i : i + 1].float(), size=padded_size, mode="bilinear", align_corners=False
+                outputs["pred_masks"][i : i + 1].float(),
+                size=padded_size,
+                mode="bilinear",
+                align_corners=False,
             )[0]
             results.append(self.image_result(outputs["pred_logits"][i].float(), masks, image_size, size))
         return results
@@ -165,7 +168,7 @@ class MaskFormer(nn.Module):
 
 
 def checked_thing_ids(cfg: CfgNode) -> list[int]:
-    """Thing classes of the training data; InputError when MODEL.SEM_SEG_HEAD.NUM_CLASSES is not its class count."""
+    """Thing classes of the training data; InputError when it does not have NUM_CLASSES classes."""
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
     if not names:
@@ -174,7 +177,7 @@ def checked_thing_ids(cfg: CfgNode) -> list[int]:
     metadata = dataset_metadata(names[0])
     if not hasattr(metadata, "stuff_classes"):
         raise InputError(
-            f"data set {names[0]} has boxes or instances only; DATASETS needs panoptic or semantic segmentation"
+            f"data set {names[0]} has boxes or instances only; DATASETS needs panoptic or semantic labels"
         )
     if len(metadata.stuff_classes) != num_classes:
         raise InputError(

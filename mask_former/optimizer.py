@@ -19,7 +19,10 @@ NORMS: tuple[type[nn.Module], ...] = (
     nn.LayerNorm,
     nn.LocalResponseNorm,
 )
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"ADAMW": torch.optim.AdamW, "SGD": torch.optim.SGD}
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "ADAMW": torch.optim.AdamW,
+    "SGD": torch.optim.SGD,
+}
 FULL_MODEL = "full_model"
 
 __all__ = ["build_lr_scheduler", "build_optimizer", "clip_full_model", "parameter_groups", "LRScheduler"]
@@ -36,7 +39,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameters grouped by learning rate and weight decay; each appears once, frozen ones not at all.
 
-    Parameters under `backbone` learn at `lr · backbone_multiplier`; norms and embeddings have decays of their own.
+    Parameters under `backbone` learn at `lr · backbone_multiplier`; norms and embeddings have own decays.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -54,12 +57,13 @@ def parameter_groups(
                 decay = weight_decay_embed
             groups.setdefault((rate, decay), []).append(parameter)
     return [
-        {"params": parameters, "lr": rate, "weight_decay": decay} for (rate, decay), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD with the settings of cfg.SOLVER, clipping as CLIP_GRADIENTS says ("full_model" included)."""
+    """AdamW or SGD as cfg.SOLVER says, clipping included (CLIP_TYPE "full_model" or detectron2's)."""
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of: {', '.join(OPTIMIZERS)}")
@@ -82,7 +86,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def clip_full_model(optimizer: torch.optim.Optimizer, *, max_norm: float, norm_type: float = 2.0) -> None:
-    """Before every step, scale all gradients so that their norm over the whole model is at most `max_norm`."""
+    """Before every step, scale all gradients so that their common norm is at most `max_norm`."""
 
     def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         torch.nn.utils.clip_grad_norm_(_all_parameters(optimizer), max_norm, norm_type)

@@ -45,14 +45,16 @@ def conv_norm(in_channels: int, out_channels: int, kernel: int, norm: str, relu:
 class BasePixelDecoder(nn.Module):
     """Feature pyramid: the coarsest level through a 3×3 convolution, finer ones added on the way up.
 
-    On each finer level a 1×1 convolution projects the backbone's features, the level above is upsampled by nearest
-    neighbour and added, and a 3×3 convolution smooths the sum; a last 3×3 convolution gives the embeddings.
+    On each finer level a 1×1 convolution projects the backbone's features, the level above is upsampled by
+    nearest neighbour and added, and a 3×3 convolution smooths the sum; a last one gives the embeddings.
     """
 
     gives_encoded = False  # whether PixelFeatures.encoded is there for the query decoder
 
     @configurable
-    def __init__(self, input_shape: dict[str, ShapeSpec], *, conv_dim: int, mask_dim: int, norm: str = "GN") -> None:
+    def __init__(
+        self, input_shape: dict[str, ShapeSpec], *, conv_dim: int, mask_dim: int, norm: str = "GN"
+    ) -> None:
         """`input_shape`: name to channels and stride of every level used."""
         super().__init__()
         levels = sorted(input_shape.items(), key=lambda item: item[1].stride)
@@ -142,6 +144,6 @@ class TransformerEncoderPixelDecoder(BasePixelDecoder):
 
     def encode_top(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
         projected = self.input_proj(features)
-        position = sine_position(*projected.shape[-2:], projected.shape[1], device=projected.device)
+        position = sine_position(projected.shape[-2:], projected.shape[1], device=projected.device)
         encoded = self.transformer(projected, position)
         return encoded, encoded

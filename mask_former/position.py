@@ -12,15 +12,18 @@ TEMPERATURE = 10000.0
 EPSILON = 1e-6
 
 
-def sine_position(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
-    """Embedding of every position, 1×D×H×W, float32.
+def sine_position(
+    size: tuple[int, int] | torch.Size, channels: int, device: torch.device | None = None
+) -> Tensor:
+    """Embedding of every position of a map of `size` (height, width): 1×D×H×W, float32.
 
     Rows and columns count from 1 and are scaled so that the last one is at 2π; each coordinate then passes
-    through sines and cosines of geometrically spaced frequencies, sine and cosine interleaved. `channels` must be
-    divisible by 4.
+    through sines and cosines of geometrically spaced frequencies, sine and cosine interleaved. `channels`
+    must be divisible by 4.
     """
     if channels % 4:
         raise ValueError(f"a sine position embedding needs channels divisible by 4, not {channels}")
+    height, width = size
     half = channels // 2
     exponent = 2 * torch.div(torch.arange(half, device=device), 2, rounding_mode="floor") / half
     wavelength = TEMPERATURE**exponent

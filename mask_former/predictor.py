@@ -27,7 +27,8 @@ class Prediction(TypedDict):
 class Predictions(Prediction):
     """Predictions of the last decoder layer, and of the earlier ones where they are supervised."""
 
-    aux_outputs: list[Prediction]  # in the order of the layers; empty in evaluation or without deep supervision
+    # in the order of the layers; empty in evaluation or without deep supervision
+    aux_outputs: list[Prediction]
 
 
 class MLP(nn.Module):
@@ -69,7 +70,7 @@ class TransformerPredictor(nn.Module):
         mask_dim: int = 256,
         enforce_input_proj: bool = False,
     ) -> None:
-        """`in_channels`: of the memory; it is projected to `hidden_dim` if it differs, or always if enforced."""
+        """`in_channels`: of the memory; projected to `hidden_dim` if they differ, or always if enforced."""
         super().__init__()
         self.num_classes = num_classes
         self.hidden_dim = hidden_dim
@@ -107,7 +108,7 @@ class TransformerPredictor(nn.Module):
 
     def decode(self, memory: Tensor) -> Tensor:
         """Queries after every decoder layer: `memory` B×C×h×w to L×B×Q×D."""
-        position = sine_position(*memory.shape[-2:], self.hidden_dim, device=memory.device)
+        position = sine_position(memory.shape[-2:], self.hidden_dim, device=memory.device)
         return self.transformer(self.input_proj(memory), position, self.query_embed.weight)
 
     def predict(self, queries: Tensor, mask_features: Tensor) -> Prediction:

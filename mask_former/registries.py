@@ -23,7 +23,7 @@ Training losses: called as `criterion(cfg)`; `forward` and `weight_dict` as docu
 
 
 def choose(registry: Registry, name: str, key: str) -> Any:
-    """What is registered as `name`; InputError with the configuration key and the valid names when nothing is."""
+    """What is registered as `name`; if nothing is, InputError with the key and the valid names."""
     if name not in registry:
         raise InputError(f"{key}: no {name!r}; there are {', '.join(sorted(known for known, _ in registry))}")
     return registry.get(name)

@@ -123,9 +123,10 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
     return TimmBackbone(**TimmBackbone.from_config(cfg, input_shape))
 
 
-def _build_features(name: str, strides: list[int], in_channels: int) -> nn.Module:
+def _build_features(name: str, strides: list[int], in_channels: int) -> Any:
     """timm's feature extractor with one output for each of these strides, in this order."""
-    model, options = _create_features(name, in_channels), {}
+    model: Any = _create_features(name, in_channels)
+    options = {}
     if any(getattr(module, "strict_img_size", False) for module in model.modules()):
         options["strict_img_size"] = False  # Swin transformers refuse other image sizes unless told not to
     available = list(model.feature_info.reduction())

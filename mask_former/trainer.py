@@ -1,4 +1,4 @@
-"""Training and evaluation as a configuration asks for them: detectron2's trainer with this project's parts."""
+"""Training and evaluation as configured: detectron2's trainer with this project's parts."""
 
 import logging
 import math
@@ -57,7 +57,9 @@ class Trainer(DefaultTrainer):
         result: list[HookBase] = super().build_hooks()
         metric = self.cfg.TEST.BEST_METRIC
         if metric and comm.is_main_process():
-            after_evaluation = 1 + next(i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook))
+            after_evaluation = 1 + next(
+                i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook)
+            )
             result.insert(
                 after_evaluation, BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
             )
@@ -83,19 +85,28 @@ class Trainer(DefaultTrainer):
         records = [record for name in cfg.DATASETS.TRAIN for record in dataset_records(name)]
         if not records:
             raise InputError("no training images: DATASETS.TRAIN is empty or its data sets have no images")
+        # Its own seed keeps augmentation apart from how many random numbers the model's initialisation took.
         return build_detection_train_loader(
-            cfg, mapper=build_mapper(cfg, is_train=True), dataset=records, num_workers=bounded_workers(cfg)
+            cfg,
+            mapper=build_mapper(cfg, is_train=True),
+            dataset=records,
+            num_workers=bounded_workers(cfg),
+            seed=cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else None,
         )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         return build_detection_test_loader(
-            dataset_records(dataset_name), mapper=build_mapper(cfg, is_train=False), num_workers=bounded_workers(cfg)
+            dataset_records(dataset_name),
+            mapper=build_mapper(cfg, is_train=False),
+            num_workers=bounded_workers(cfg),
         )
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluators(cfg, dataset_name, str(evaluation_folder(cfg, dataset_name)), cfg.TEST.KEEP_PREDICTIONS)
+        return build_evaluators(
+            cfg, dataset_name, str(evaluation_folder(cfg, dataset_name)), cfg.TEST.KEEP_PREDICTIONS
+        )
 
     @classmethod
     def test(
@@ -136,13 +147,15 @@ class BestCheckpoint(hooks.BestCheckpointer):
 def build_step(
     cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
 ) -> SimpleTrainer | AMPTrainer:
-    """What one iteration does: plain, or in mixed precision with SOLVER.AMP (loss scaling for float16 only)."""
+    """What one iteration does: plain, or in mixed precision (loss scaling for float16 only)."""
     if not cfg.SOLVER.AMP.ENABLED:
         return SimpleTrainer(model, loader, optimizer)
     if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
         raise InputError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; use one of: {', '.join(AMP_DTYPES)}")
     if not torch.cuda.is_available():
-        raise InputError("SOLVER.AMP.ENABLED needs a GPU, and none is visible; set it to False to train on the CPU")
+        raise InputError(
+            "SOLVER.AMP.ENABLED needs a GPU, and none is visible; set it to False to train on the CPU"
+        )
     dtype = AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
     return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=dtype)
@@ -157,6 +170,8 @@ def bounded_workers(cfg: CfgNode) -> int:
     """DATALOADER.NUM_WORKERS, but no more than this process's share of the cores it may run on."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // comm.get_local_size())
-    if cfg.DATALOADER.NUM_WORKERS > share:
-        logger.info("%d data-loader workers instead of %d: %d cores", share, cfg.DATALOADER.NUM_WORKERS, cores)
+    if share < cfg.DATALOADER.NUM_WORKERS:
+        logger.info(
+            "%d data-loader workers instead of %d: %d cores", share, cfg.DATALOADER.NUM_WORKERS, cores
+        )
     return min(cfg.DATALOADER.NUM_WORKERS, share)

@@ -1,6 +1,6 @@
 """Transformer encoder and decoder layers with position embeddings added to queries and keys (DETR).
 
-Shapes: B batch · N memory positions · Q queries · D model width · L decoder layers. Everything is batch-first.
+Shapes: B batch · N memory positions · Q queries · D model width · L decoder layers. Batch-first.
 Parameter names are those of torch.nn's own transformer layers, which published checkpoints use.
 """
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class FeedForward:
-    """The two-layer network of a transformer layer, mixed into layers so that its parameters keep flat names."""
+    """The two-layer network, mixed into transformer layers so that its parameters keep flat names."""
 
     linear1: nn.Linear
     linear2: nn.Linear
@@ -21,9 +21,13 @@ class FeedForward:
 
 
 class EncoderLayer(FeedForward, nn.Module):
-    """Self-attention and feed-forward network, each with a residual; norms after them, or before (`pre_norm`)."""
+    """Self-attention and feed-forward network, each with a residual; norms after them, or before
+    (`pre_norm`).
+    """
 
-    def __init__(self, width: int, num_heads: int, feedforward: int, dropout: float, pre_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, num_heads: int, feedforward: int, dropout: float, pre_norm: bool = False
+    ) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
         self.linear1 = nn.Linear(width, feedforward)
@@ -49,7 +53,9 @@ class EncoderLayer(FeedForward, nn.Module):
 class DecoderLayer(FeedForward, nn.Module):
     """Self-attention among queries, attention to the memory, feed-forward network; each with a residual."""
 
-    def __init__(self, width: int, num_heads: int, feedforward: int, dropout: float, pre_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, num_heads: int, feedforward: int, dropout: float, pre_norm: bool = False
+    ) -> None:
         super().__init__()
         self.self_attn = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
         self.multihead_attn = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
@@ -61,8 +67,12 @@ class DecoderLayer(FeedForward, nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.pre_norm = pre_norm
 
-    def forward(self, target: Tensor, query_position: Tensor, located_memory: Tensor, memory: Tensor) -> Tensor:
-        """`target`, `query_position` B×Q×D; `located_memory` = memory + positions, `memory` B×N×D; returns B×Q×D."""
+    def forward(
+        self, target: Tensor, query_position: Tensor, located_memory: Tensor, memory: Tensor
+    ) -> Tensor:
+        """`target`, `query_position` B×Q×D; `located_memory` = memory + positions, `memory` B×N×D; returns
+        B×Q×D.
+        """
 
         def among_queries(x: Tensor) -> Tensor:
             located = x + query_position
@@ -86,7 +96,13 @@ class Encoder(nn.Module):
     """A stack of encoder layers; with `pre_norm` a last LayerNorm follows."""
 
     def __init__(
-        self, width: int, num_heads: int, feedforward: int, dropout: float, num_layers: int, pre_norm: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        feedforward: int,
+        dropout: float,
+        num_layers: int,
+        pre_norm: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -104,7 +120,13 @@ class Decoder(nn.Module):
     """A stack of decoder layers that share one LayerNorm on their outputs."""
 
     def __init__(
-        self, width: int, num_heads: int, feedforward: int, dropout: float, num_layers: int, pre_norm: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        feedforward: int,
+        dropout: float,
+        num_layers: int,
+        pre_norm: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -126,7 +148,13 @@ class EncoderTransformer(nn.Module):
     """Encoder over a feature map (the pixel decoder's transformer)."""
 
     def __init__(
-        self, width: int, num_heads: int, feedforward: int, dropout: float, num_layers: int, pre_norm: bool = False
+        self,
+        width: int,
+        num_heads: int,
+        feedforward: int,
+        dropout: float,
+        num_layers: int,
+        pre_norm: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = Encoder(width, num_heads, feedforward, dropout, num_layers, pre_norm)

@@ -3,12 +3,15 @@
 Shapes: N mask pairs · h w size of the predicted masks · H W size of the ground truth.
 
 The plain form (`focal_loss` and `dice_loss` of `F.interpolate`d logits) keeps a dozen N×H×W tensors for its
-gradient. Here a few masks at a time are upsampled, both losses and their derivatives with respect to the upsampled
-logits are computed in closed form, and the derivatives are brought back to h×w at once, so that only N×h×w is kept
-whatever the number of targets. With z = ±x (+ inside the mask), s = σ(z), c = −log s, weight a:
+gradient. Here a few masks at a time are upsampled, both losses and their derivatives with respect to the
+upsampled logits are computed in closed form, and the derivatives are brought back to h×w at once, so that
+only N×h×w is kept whatever the number of targets. With z = ±x (+ inside the mask), s = σ(z), c = −log s,
+weight a:
 
-    focal = a (1−s)² c                     d focal/dz = −a (1−s)² (2 s c + 1 − s)
-    dice  = 1 − (2I + 1)/(A + T + 1)       d dice/dp  = ((2I + 1) − 2t (A + T + 1)) / (A + T + 1)²,  dp/dx = s (1−s)
+    focal = a (1−s)² c                   d focal/dz = −a (1−s)² (2 s c + 1 − s)
+    dice  = 1 − (2I + 1)/(A + T + 1)     d dice/dp  = ((2I + 1) − 2t (A + T + 1)) / (A + T + 1)²
+
+where p = σ(x) with dp/dx = s (1−s), t the mask, I, A and T the sums of pt, p and t.
 """
 
 from typing import Any
@@ -26,8 +29,8 @@ PIXELS_AT_ONCE = 2**22  # a dozen tensors of this many numbers live at a time: 2
 def upsampled_mask_losses(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over pairs of the focal and of the dice loss of bilinearly upsampled logits.
 
-    `logits` N×h×w, `masks` N×H×W bool; returns two scalars, zeros for N = 0. Differentiable once with respect to
-    `logits`.
+    `logits` N×h×w, `masks` N×H×W bool; returns two scalars, zeros for N = 0. Differentiable once with respect
+    to `logits`.
     """
     focal, dice = UpsampledMaskLosses.apply(logits, masks)
     return focal, dice

@@ -1,7 +1,7 @@
 """YAML configuration files: inheritance by `_BASE_`, and no code in them.
 
-The official MaskFormer files write lists of image sizes as Python expressions. `SIZE_LIST` accepts exactly that
-form and computes the list itself; nothing is ever evaluated, and any other tag is refused.
+The official MaskFormer files write lists of image sizes as Python expressions. `SIZE_LIST` accepts exactly
+that form and computes the list itself; nothing is ever evaluated, and any other tag is refused.
 """
 
 import re
@@ -30,7 +30,10 @@ def _size_list(loader: ConfigLoader, node: yaml.Node) -> list[int]:
     match = SIZE_LIST.fullmatch(items[0].strip()) if len(items) == 1 and isinstance(items[0], str) else None
     if match is None:
         raise yaml.constructor.ConstructorError(
-            None, None, "a configuration is data: only [int(x * S * N) for x in range(A, B)] is read", node.start_mark
+            None,
+            None,
+            "a configuration is data: only [int(x * S * N) for x in range(A, B)] is read",
+            node.start_mark,
         )
     scale, size = float(match["scale"]), int(match["size"])
     return [int(x * scale * size) for x in range(int(match["start"]), int(match["stop"]))]

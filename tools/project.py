@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def project_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
-    """The configuration of a YAML file and KEY VALUE overrides; its data sets are registered, its device exists.
+    """Configuration of a YAML file and KEY VALUE pairs, data sets registered, on a device that exists.
 
-    Raises InputError as `load_config` does. MODEL.DEVICE "cuda" becomes "cpu", with a warning, where no GPU is
-    visible.
+    Raises InputError as `load_config` does. MODEL.DEVICE "cuda" becomes "cpu", with a warning, where no GPU
+    is visible.
     """
     cfg = load_config(path, overrides, extend=[add_pisr_config])
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -39,5 +39,7 @@ def require_writable(folder: str | Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}; choose another folder or mend its rights") from error
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder or mend its rights"
+        ) from error
     return folder

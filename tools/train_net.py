@@ -1,24 +1,25 @@
 """Train or evaluate a model.
 
     python tools/train_net.py --config-file configs/ade20k/maskformer_r50.yaml --num-gpus 4
-    python tools/train_net.py --config-file configs/toy/maskformer_tiny.yaml SOLVER.MAX_ITER 200 OUTPUT_DIR output/try
-    python tools/train_net.py --config-file F --resume
+    python tools/train_net.py --config-file configs/toy/maskformer_tiny.yaml SOLVER.MAX_ITER 200 OUTPUT_DIR
+    output/try python tools/train_net.py --config-file F --resume
     python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS output/model_final.pth
 
-Everything goes to OUTPUT_DIR: log.txt, config.yaml, metrics.json (a line every 20 iterations), TensorBoard events,
-checkpoints, and inference/DATASET/ with the metrics of each evaluation. Without a GPU it trains on the CPU.
+Everything goes to OUTPUT_DIR: log.txt, config.yaml, metrics.json (a line every 20 iterations), TensorBoard
+events, checkpoints, and inference/DATASET/ with the metrics of each evaluation. Without a GPU it trains on
+the CPU.
 """
 
 import argparse
 import sys
 from typing import Any
 
-import _path  # noqa: F401  (puts the repository's root on sys.path)
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.utils.logger import setup_logger
 
+import _path  # noqa: F401  (puts the repository's root on sys.path)
 from mask_former.checkpoint import Checkpointer
 from mask_former.errors import InputError, run_cli
 from mask_former.trainer import Trainer
@@ -28,7 +29,9 @@ from tools.project import project_config, require_writable
 def setup(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration of the command line; loggers, seed and output folder are ready."""
     if not args.config_file:
-        raise InputError("--config-file is missing; for a first try: --config-file configs/toy/maskformer_tiny.yaml")
+        raise InputError(
+            "--config-file is missing; for a first try: --config-file configs/toy/maskformer_tiny.yaml"
+        )
     setup_logger(name="tools")
     cfg = project_config(args.config_file, args.opts)
     cfg.freeze()
@@ -44,7 +47,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     cfg = setup(args)
     if args.eval_only:
         if not cfg.MODEL.WEIGHTS and not args.resume:
-            raise InputError("--eval-only needs weights: add MODEL.WEIGHTS FILE (or --resume for the run's last)")
+            raise InputError(
+                "--eval-only needs weights: add MODEL.WEIGHTS FILE (or --resume for the run's last)"
+            )
         model = Trainer.build_model(cfg)
         checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, skip_mismatch=cfg.MODEL.WEIGHTS_SKIP_MISMATCH)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
@@ -57,7 +62,9 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 def cli() -> None:
     args = default_argument_parser(epilog=__doc__).parse_args()
     if args.num_gpus > 1 and torch.cuda.device_count() < args.num_gpus:
-        raise InputError(f"--num-gpus {args.num_gpus}, but {torch.cuda.device_count()} are visible; ask for fewer")
+        raise InputError(
+            f"--num-gpus {args.num_gpus}, but {torch.cuda.device_count()} are visible; ask for fewer"
+        )
     launch(
         main,
         max(args.num_gpus, 1),

@@ -25,9 +25,7 @@ from mask_former.data.toy_scenes.surfaces import Layout, draw_layout
 
 MIN_VISIBLE = 0.7  # share of every hull and disc that shows, so that no label hangs on something hidden
 MIN_OWN_RING = 0.6  # share of the pixels around a hull that show the surface it is on
-RING_WIDTH = (
-    0.03  # of that ring, and of the margin in which no other surface comes near a hull; times the side
-)
+RING_WIDTH = 0.03  # of that ring, and of the margin that no other surface enters; times the side
 MIN_DISC_DISTANCE = 0.35  # between the centres of any two discs, twins or not; times the side
 PLACE_TRIES = 8  # of one thing, before a hull or disc asks for another layout and a landmark is left out
 MAX_LAYOUTS = 1000
@@ -133,7 +131,7 @@ def _place_hull(rng: np.random.Generator, stage: Stage, name: str, look: Look, l
 
 
 def _place_disc(rng: np.random.Generator, stage: Stage, name: str, look: Look, light: float) -> Actor | None:
-    """A disc below the horizon and far from all others, not only from its twin, so that distance tells nothing.
+    """A disc below the horizon, far from all others and not only from its twin: distance tells nothing.
 
     None when it fits nowhere.
     """
