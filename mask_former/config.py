@@ -110,7 +110,7 @@ def load_config(
         add_keys(cfg)
     content = read_yaml_with_base(path)
     _refuse_unknown(content, cfg, str(path))
-    _merge(str(path), partial(cfg.merge_from_other_cfg, CfgNode(content)))
+    _merge(str(path), lambda: cfg.merge_from_other_cfg(CfgNode(content)))  # CfgNode() checks types too
     if len(overrides) % 2:
         raise InputError(f"command line: overrides are KEY VALUE pairs, but {overrides[-1]!r} has no value")
     for key, value in zip(overrides[::2], overrides[1::2], strict=True):

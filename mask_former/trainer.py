@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.solver import LRScheduler
@@ -144,21 +145,48 @@ class BestCheckpoint(hooks.BestCheckpointer):
             logger.info("best %s so far: %.3f; saved as %s.pth", self._val_metric, value, self._file_prefix)
 
 
+class MixedPrecisionStep(SimpleTrainer):
+    """One iteration under autocast, on CPU or GPU; float16 with loss scaling, bfloat16 without."""
+
+    def __init__(
+        self, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, device: str, dtype: torch.dtype
+    ) -> None:
+        super().__init__(model, loader, optimizer)
+        self.device_type = torch.device(device).type
+        self.dtype = dtype
+        self.scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == torch.float16)
+
+    def run_step(self) -> None:
+        start = time.perf_counter()
+        data = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        with torch.autocast(self.device_type, dtype=self.dtype):
+            losses = self.model(data)
+        self.optimizer.zero_grad()
+        self.scaler.scale(sum(losses.values())).backward()
+        self.after_backward()
+        self._write_metrics(losses, data_time)
+        self.scaler.step(self.optimizer)  # unscales first, so that clipping sees the true gradients
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "grad_scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.scaler.load_state_dict(state["grad_scaler"])
+
+
 def build_step(
     cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer | AMPTrainer:
-    """What one iteration does: plain, or in mixed precision (loss scaling for float16 only)."""
+) -> SimpleTrainer:
+    """What one iteration does: plain, or in mixed precision with SOLVER.AMP."""
     if not cfg.SOLVER.AMP.ENABLED:
         return SimpleTrainer(model, loader, optimizer)
     if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
-        raise InputError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; use one of: {', '.join(AMP_DTYPES)}")
-    if not torch.cuda.is_available():
-        raise InputError(
-            "SOLVER.AMP.ENABLED needs a GPU, and none is visible; set it to False to train on the CPU"
-        )
-    dtype = AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
-    return AMPTrainer(model, loader, optimizer, grad_scaler=scaler, precision=dtype)
+        valid = ", ".join(AMP_DTYPES)
+        raise InputError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; use one of: {valid}")
+    return MixedPrecisionStep(model, loader, optimizer, cfg.MODEL.DEVICE, AMP_DTYPES[cfg.SOLVER.AMP.DTYPE])
 
 
 def evaluation_folder(cfg: CfgNode, dataset_name: str) -> Path:

@@ -109,6 +109,22 @@ def test_the_same_seed_gives_the_same_losses(
     )
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_trains_close_to_full_precision(
+    run: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path, dtype: str
+) -> None:
+    options = {"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": dtype, "DATASETS__TEST": "()"}
+    train(data, arguments(tmp_path, **options))
+    full, mixed = rows(run[0], "total_loss")[0], rows(tmp_path, "total_loss")[-1]
+    assert mixed["total_loss"] == pytest.approx(full["total_loss"], rel=0.1)
+    state = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]["_trainer"]
+    assert all(
+        parameter["exp_avg"].dtype == torch.float32 for parameter in state["optimizer"]["state"].values()
+    )
+    # the scale starts at 65536 and is halved only by an overflow; bfloat16 needs none
+    assert (state["grad_scaler"]["scale"] > 0) if dtype == "float16" else (state["grad_scaler"] == {})
+
+
 def test_workers_are_bounded_by_the_cores_and_gone_after_training(data: Path, tmp_path: Path) -> None:
     script = (
         "import sys, multiprocessing; sys.path.insert(0, 'tests'); from pathlib import Path; import toy_run;"
