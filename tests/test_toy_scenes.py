@@ -1,0 +1,222 @@
+"""The toy scenes: what a class hangs on, and what it must not hang on."""
+
+from collections import Counter
+
+import cv2
+import numpy as np
+import pytest
+from scipy.stats import ks_2samp
+
+from mask_former.data.toy_scenes import (
+    AMBIGUOUS_PAIRS,
+    CATEGORIES,
+    Scene,
+    Segment,
+    render_scene,
+)
+from mask_former.data.toy_scenes.classes import STUFF
+from mask_former.data.toy_scenes.scene import MIN_PIXELS, visible_segments
+from mask_former.data.toy_scenes.sprites import Sprite
+from mask_former.data.toy_scenes.stage import Actor, Layout, Stage
+from mask_former.data.toy_scenes.story import TWIN_PAIR_ODDS
+from mask_former.errors import InputError
+
+SIZE = 96
+NAMES = {category["id"]: category["name"] for category in CATEGORIES}
+IDS = {category["name"]: category["id"] for category in CATEGORIES}
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Scene]:
+    return [render_scene(5, "train", index, SIZE) for index in range(240)]
+
+
+def named(scene: Scene, *names: str) -> list[Segment]:
+    return [segment for segment in scene.segments if NAMES[segment.category_id] in names]
+
+
+def ring_around(scene: Scene, segment: Segment) -> np.ndarray:
+    """bool H×W: the pixels up to 2 away from a segment."""
+    mask = (scene.ids == segment.id).astype(np.uint8)
+    return cv2.dilate(mask, np.ones((5, 5), np.uint8)) > mask
+
+
+def hulls_with_crops(scenes: list[Scene], name: str) -> list[tuple[Scene, Segment, np.ndarray]]:
+    """Hulls of one class, each with its inner pixels (n×3), without the rim that the lens blurs."""
+    found = []
+    for scene in scenes:
+        for segment in named(scene, name):
+            inner = cv2.erode((scene.ids == segment.id).astype(np.uint8), np.ones((3, 3), np.uint8))
+            found.append((scene, segment, scene.image[inner > 0].astype(float)))
+    return found
+
+
+def test_a_scene_depends_on_its_four_arguments_alone():
+    scene, again = render_scene(1, "train", 4, 64), render_scene(1, "train", 4, 64)
+    assert scene.image.dtype == np.uint8 and scene.image.shape == (64, 64, 3)
+    assert scene.ids.dtype == np.int32 and scene.ids.shape == (64, 64)
+    np.testing.assert_array_equal(scene.image, again.image)
+    np.testing.assert_array_equal(scene.ids, again.ids)
+    assert scene.segments == again.segments
+    for other in ((2, "train", 4, 64), (1, "val", 4, 64), (1, "train", 5, 64)):
+        assert (render_scene(*other).image != scene.image).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    "arguments", [(0, "test", 0, 96), (-1, "val", 0, 96), (0, "val", -1, 96), (0, "val", 0, 63)]
+)
+def test_impossible_scenes_are_refused(arguments):
+    with pytest.raises(InputError, match="toy scenes: .*use"):
+        render_scene(*arguments)
+
+
+def test_every_class_appears_and_stuff_has_one_segment(scenes):
+    counts = Counter(NAMES[segment.category_id] for scene in scenes for segment in scene.segments)
+    assert set(counts) == set(IDS)
+    for scene in scenes:
+        stuff = [segment.category_id for segment in named(scene, *STUFF)]
+        assert len(stuff) == len(set(stuff))
+        assert {IDS["water"], IDS["road"]} <= set(stuff)  # so that neither's presence says what a hull is
+
+
+def test_segments_are_those_of_the_map(scenes):
+    for scene in scenes:
+        values, areas = np.unique(scene.ids[scene.ids > 0], return_counts=True)
+        assert {s.id: s.area for s in scene.segments} == dict(zip(values, areas, strict=True))
+        assert all(segment.area >= MIN_PIXELS for segment in scene.segments)
+        for segment in scene.segments:
+            rows, columns = np.nonzero(scene.ids == segment.id)
+            width, height = np.ptp(columns) + 1, np.ptp(rows) + 1
+            assert segment.bbox == [columns.min(), rows.min(), width, height]
+
+
+def test_what_hardly_shows_becomes_void():
+    def block(width: int, height: int) -> Sprite:
+        return Sprite(np.zeros((height, width, 3)), np.ones((height, width)), np.ones((height, width), bool))
+
+    regions = np.full((20, 20), STUFF.index("water"), np.int32)
+    regions[:3, :5] = STUFF.index("road")  # 15 pixels
+    owners = regions.copy()
+    owners[10:18, 10:12] = len(STUFF)  # 16 pixels
+    owners[10:15, 15:18] = len(STUFF) + 1  # 15 pixels
+    actors = [Actor("tree", block(2, 8), 10, 10), Actor("tree", block(3, 5), 15, 10)]
+    ids, segments = visible_segments(Stage(Layout(regions, 0), actors, owners))
+    assert [(NAMES[s.category_id], s.area) for s in segments] == [("water", 400 - 15 - 16 - 15), ("tree", 16)]
+    assert not ids[:3, :5].any() and not ids[10:15, 15:18].any()
+
+
+def test_hulls_on_water_are_boats_and_on_roads_carts(scenes):
+    surfaces = {"boat": ("water", "road"), "cart": ("road", "water")}
+    for scene in scenes:
+        for hull in named(scene, "boat", "cart"):
+            own, other = (IDS[name] for name in surfaces[NAMES[hull.category_id]])
+            category_of = {0: 0} | {s.id: s.category_id for s in scene.segments}
+            around = np.array([category_of[i] for i in scene.ids[ring_around(scene, hull)]])
+            assert not (around == other).any()
+            assert (around == own).mean() > 0.4  # the rest is things in front of it or behind it
+
+
+def test_discs_are_wheels_exactly_when_they_have_a_twin(scenes):
+    for scene in scenes:
+        discs = named(scene, "ball", "wheel")
+        looks = Counter(disc.look for disc in discs)
+        for disc in discs:
+            assert (NAMES[disc.category_id] == "wheel") == (looks[disc.look] == 2)
+            assert looks[disc.look] <= 2
+            twins = [other.id for other in discs if other.look == disc.look and other.id != disc.id]
+            assert disc.twin == (twins[0] if twins else None)
+
+
+def test_twins_can_be_found_by_their_pixels(scenes):
+    """Discs of one pattern have one hue if they are twins, and clearly different ones if they are not."""
+
+    def hue(scene: Scene, disc: Segment) -> float:
+        hues, saturation, _ = cv2.cvtColor(scene.image, cv2.COLOR_RGB2HSV)[scene.ids == disc.id].T
+        angles = np.deg2rad(2.0 * hues[saturation > 90])
+        return float(np.rad2deg(np.arctan2(np.sin(angles).mean(), np.cos(angles).mean())))
+
+    gaps: dict[bool, list[float]] = {True: [], False: []}
+    for scene in scenes:
+        discs = named(scene, "ball", "wheel")
+        for i, first in enumerate(discs):
+            for second in discs[:i]:
+                if first.look.pattern == second.look.pattern:
+                    gap = abs(hue(scene, first) - hue(scene, second))
+                    gaps[first.twin == second.id].append(min(gap, 360 - gap))
+    assert len(gaps[True]) > 80 and len(gaps[False]) > 80
+    assert max(gaps[True]) < min(gaps[False])
+
+
+def test_all_discs_are_far_apart_and_show(scenes):
+    for scene in scenes:
+        discs = named(scene, "ball", "wheel")
+        centres = [np.array(d.bbox[:2]) + np.array(d.bbox[2:]) / 2 for d in discs]
+        for i, first in enumerate(centres):
+            assert all(np.linalg.norm(first - second) > 0.3 * SIZE for second in centres[:i])
+        assert all(disc.area > 0.65 * np.pi / 4 * disc.look.size**2 for disc in discs)
+
+
+def test_ambiguous_classes_are_balanced(scenes):
+    counts = Counter(NAMES[segment.category_id] for scene in scenes for segment in scene.segments)
+    for pair in AMBIGUOUS_PAIRS:
+        total = counts[pair.first] + counts[pair.second]
+        assert total > 300
+        assert abs(counts[pair.first] / total - 0.5) < 0.08
+
+
+def test_counting_discs_does_not_help():
+    for discs, odds in TWIN_PAIR_ODDS.items():
+        assert sum(odds) == 1
+        assert sum(2 * pairs * chance for pairs, chance in enumerate(odds)) == discs / 2
+
+
+def test_water_and_road_lie_alike(scenes):
+    """No place and no size is typical of one of the two."""
+    measures = {"water": [], "road": []}
+    for scene in scenes:
+        for segment in named(scene, *measures):
+            rows, columns = np.nonzero(scene.ids == segment.id)
+            at_edge = (columns == 0) | (columns == SIZE - 1) | (rows == SIZE - 1)  # little for a pond
+            measure = (rows.mean(), columns.mean(), segment.area, at_edge.sum())
+            measures[NAMES[segment.category_id]].append(measure)
+    for water, road in zip(*(np.array(m).T for m in measures.values()), strict=True):
+        assert ks_2samp(water, road).pvalue > 0.01
+
+
+def test_boats_and_carts_look_alike(scenes):
+    boats, carts = hulls_with_crops(scenes, "boat"), hulls_with_crops(scenes, "cart")
+    assert min(len(boats), len(carts)) > 140
+
+    def measure(hulls: list) -> np.ndarray:
+        return np.array(
+            [
+                (*inner.mean(axis=0), inner.std(), hull.look.size, hull.area, hull.bbox[2] / hull.bbox[3])
+                for _, hull, inner in hulls
+            ]
+        ).T
+
+    for boat, cart in zip(measure(boats), measure(carts), strict=True):
+        assert ks_2samp(boat, cart).pvalue > 0.01
+        shifted = boat + 0.5 * boat.std()
+        assert ks_2samp(shifted, cart).pvalue < 0.01  # the comparison above could have failed
+    assert (
+        ks_2samp(*([h.look.pattern == "cabin" for _, h, _ in hulls] for hulls in (boats, carts))).pvalue
+        > 0.01
+    )
+
+
+def test_balls_and_wheels_look_alike_and_lie_alike(scenes):
+    def measure(name: str) -> np.ndarray:
+        discs = [(scene, disc) for scene in scenes for disc in named(scene, name)]
+        inside = [scene.image[scene.ids == disc.id].mean(axis=0) for scene, disc in discs]
+        rest = [(d.look.size, d.area, d.bbox[0], d.bbox[1], len(d.look.pattern)) for _, d in discs]
+        return np.concatenate([inside, rest], axis=1).T
+
+    for balls, wheels in zip(measure("ball"), measure("wheel"), strict=True):
+        assert ks_2samp(balls, wheels).pvalue > 0.01
+
+
+def test_a_few_scenes_have_a_crowd_of_persons(scenes):
+    crowds = [segment for scene in scenes for segment in scene.segments if segment.iscrowd]
+    assert 0.01 < len(crowds) / len(scenes) < 0.1
+    assert {NAMES[crowd.category_id] for crowd in crowds} == {"person"}

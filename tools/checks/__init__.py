@@ -1,0 +1,1 @@
+"""What tools/doctor.py looks at, a section a file; runs on the standard library, whatever else is missing."""
