@@ -1,0 +1,1 @@
+"""One module per host network; importing it registers its PISR parts."""

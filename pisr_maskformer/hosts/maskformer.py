@@ -1,0 +1,221 @@
+"""PISR on MaskFormer (supplement D.3): importing this module registers its predictor and its criterion.
+
+    MODEL.MASK_FORMER.PREDICTOR_NAME: PISRTransformerPredictor
+    MODEL.MASK_FORMER.CRITERION_NAME: TwoStageSetCriterion
+
+Shapes: B batch · Q queries · C classes without "no object" · L decoder layers · D mask-feature channels ·
+D_h query channels · H×W size of the mask features (stride 4) · h×w size of the memory.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.events import get_event_storage, has_event_storage
+from torch import Tensor, nn
+
+from mask_former.criterion import SetCriterion
+from mask_former.errors import InputError
+from mask_former.matcher import Target
+from mask_former.model import checked_thing_ids
+from mask_former.predictor import Prediction, Predictions, TransformerPredictor
+from mask_former.registries import CRITERION_REGISTRY, PREDICTOR_REGISTRY
+from pisr_maskformer.config import PISRSettings, SettingError, choose, settings_from
+from pisr_maskformer.criterion import TwoStageCriterion
+from pisr_maskformer.module import PISR, PISRInternals, at_least_float32
+
+logger = logging.getLogger(__name__)
+
+LOG_PERIOD = 20  # iterations; detectron2's writers write that often, in the last of every 20
+
+
+class PISRPredictions(Predictions):
+    """Both predictions: the final one at the top, so that inference takes it as it takes MaskFormer's."""
+
+    initial: Predictions  # the base network's, with its earlier layers
+    statistics: dict[str, Tensor]  # PISR.last_statistics; empty in evaluation
+
+
+@contextmanager
+def settings_as_input() -> Iterator[None]:
+    """What PISR says of a wrong setting becomes an InputError, which tools show as one line."""
+    try:
+        yield
+    except SettingError as error:
+        raise InputError(str(error)) from error
+
+
+def require_both_parts(cfg: CfgNode) -> None:
+    """InputError when PISR's predictor or its criterion is configured with MaskFormer's other half."""
+    names = cfg.MODEL.MASK_FORMER
+    if names.PREDICTOR_NAME == "TransformerPredictor" or names.CRITERION_NAME == "SetCriterion":
+        raise InputError(
+            f"MODEL.MASK_FORMER: PREDICTOR_NAME {names.PREDICTOR_NAME} does not go with CRITERION_NAME "
+            f"{names.CRITERION_NAME}; PISR needs PISRTransformerPredictor and TwoStageSetCriterion"
+        )
+
+
+@PREDICTOR_REGISTRY.register()
+class PISRTransformerPredictor(TransformerPredictor):
+    """MaskFormer's predictor, PISR on its prediction, and a second prediction by the same layers.
+
+    What PISR adds lies under `pisr.`; everything else is named as in a MaskFormer checkpoint. With O_f and
+    O_q as they start, at zero, the final prediction equals the first bit for bit.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        thing_ids: Iterable[int],
+        settings: PISRSettings | None = None,
+        stride: int = 4,
+        **baseline: Any,
+    ) -> None:
+        """`thing_ids`: contiguous. `stride`: of the mask features, in pixels. The rest: the base class's."""
+        super().__init__(in_channels, **baseline)
+        settings = settings or PISRSettings()
+        self.deep_supervision = self.deep_supervision and settings.supervises_earlier_layers
+        self.stride = stride
+        self.recorded: list[PISRInternals] | None = None
+        with settings_as_input():
+            self.infers_final = choose(
+                {"final": True, "initial": False}, settings.inference_stage, "inference_stage"
+            )
+            self.pisr = PISR(
+                channels=self.mask_dim,
+                query_channels=self.hidden_dim,
+                num_classes=self.num_classes,
+                thing_ids=thing_ids,
+                settings=settings,
+            )
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
+        require_both_parts(cfg)
+        with settings_as_input():
+            settings = settings_from(cfg)
+        things = checked_thing_ids(cfg)
+        if settings.num_instances and not things:
+            logger.warning(
+                "no class is a thing: the %d slots of MODEL.PISR.NUM_INSTANCES stay empty; 0 saves them",
+                settings.num_instances,
+            )
+        return {
+            **super().from_config(cfg, in_channels),
+            "thing_ids": things,
+            "settings": settings,
+            "stride": cfg.MODEL.SEM_SEG_HEAD.COMMON_STRIDE,
+        }
+
+    def forward(
+        self, memory: Tensor, mask_features: Tensor, image_sizes: list[tuple[int, int]] | None = None
+    ) -> Predictions:
+        """`memory` B×C_in×h×w, `mask_features` F B×D×H×W, `image_sizes` before padding, (height, width).
+
+        Returns PISRPredictions; in evaluation with MODEL.PISR.INFERENCE_STAGE "initial", the base network's
+        Predictions alone.
+        """
+        decoded = self.decode(memory)
+        initial = self.predict_layers(decoded, mask_features)
+        if not (self.training or self.infers_final):
+            return initial
+        related = self.pisr(
+            mask_features,
+            region_maps=at_least_float32(initial["pred_masks"]).sigmoid(),
+            class_probs=at_least_float32(initial["pred_logits"]).softmax(dim=-1)[..., :-1],
+            queries=decoded[-1],
+            valid_pixels=valid_pixels(image_sizes, mask_features, self.stride),
+            return_internals=self.recorded is not None,
+        )
+        if self.recorded is not None:
+            self.recorded.append(related.internals)
+        final: Prediction = self.predict(related.queries, related.features)
+        statistics = self.pisr.last_statistics if self.training else {}
+        return PISRPredictions(**final, aux_outputs=[], initial=initial, statistics=statistics)
+
+
+def valid_pixels(
+    image_sizes: list[tuple[int, int]] | None, mask_features: Tensor, stride: int
+) -> Tensor | None:
+    """Pixels of the mask features whose centre lies inside the image: B×1×H×W bool, None when all do."""
+    height, width = mask_features.shape[-2:]
+    bottom, right = (height - 0.5) * stride, (width - 0.5) * stride  # centre of the last pixel
+    if image_sizes is None or all(bottom < size[0] and right < size[1] for size in image_sizes):
+        return None
+    heights, widths = torch.tensor(image_sizes, device=mask_features.device).unbind(1)
+    rows = (torch.arange(height, device=mask_features.device) + 0.5) * stride < heights[:, None]
+    columns = (torch.arange(width, device=mask_features.device) + 0.5) * stride < widths[:, None]
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+@contextmanager
+def recorded_internals(model: nn.Module) -> Iterator[list[PISRInternals]]:
+    """Collect what PISR computes on its way in every forward inside, one PISRInternals per batch.
+
+        with torch.no_grad(), recorded_internals(model) as internals:
+            model(inputs)
+        internals[0].weights
+
+    Raises InputError when `model` has no PISR.
+    """
+    predictors = [module for module in model.modules() if isinstance(module, PISRTransformerPredictor)]
+    if len(predictors) != 1:
+        raise InputError(
+            "the model has no PISR; set MODEL.MASK_FORMER.PREDICTOR_NAME to PISRTransformerPredictor"
+        )
+    predictors[0].recorded = []
+    try:
+        yield predictors[0].recorded
+    finally:
+        predictors[0].recorded = None
+
+
+@CRITERION_REGISTRY.register()
+class TwoStageSetCriterion(SetCriterion):
+    """MaskFormer's loss on both predictions, L = L_final + gamma * L_initial (Equation 1).
+
+    Names and weights: `TwoStageCriterion`. Checkpoint entries are SetCriterion's.
+    """
+
+    @configurable
+    def __init__(self, *, initial_loss_weight: float, initial_loss_scope: str, **baseline: Any) -> None:
+        """gamma, what it multiplies, and SetCriterion's arguments."""
+        super().__init__(**baseline)
+        with settings_as_input():
+            self.two_stage = TwoStageCriterion(
+                self.weight_dict,
+                initial_loss_weight=initial_loss_weight,
+                initial_loss_scope=initial_loss_scope,
+            )
+        self.weight_dict = self.two_stage.weight_dict
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        require_both_parts(cfg)
+        with settings_as_input():
+            settings = settings_from(cfg)
+        return {
+            **super().from_config(cfg),
+            "initial_loss_weight": settings.initial_loss_weight,
+            "initial_loss_scope": settings.initial_loss_scope,
+        }
+
+    def forward(  # type: ignore[override]  # needs both stages
+        self, outputs: PISRPredictions, targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """Unweighted losses of both stages by name; PISR's statistics go to detectron2's log."""
+        log_statistics(outputs["statistics"])
+        return self.two_stage(super().forward, outputs, targets)
+
+
+def log_statistics(statistics: dict[str, Tensor]) -> None:
+    """Put PISR's statistics into the EventStorage, if there is one, in the iterations that are written."""
+    if has_event_storage() and (get_event_storage().iter + 1) % LOG_PERIOD == 0:
+        numbers = {f"pisr/{name}": value.item() for name, value in statistics.items()}
+        get_event_storage().put_scalars(**numbers, smoothing_hint=False)
+        logger.info("  ".join(f"{name}: {number:.4g}" for name, number in numbers.items()))

@@ -1,0 +1,68 @@
+"""The PISR configurations: what they change, and that every ablation row trains."""
+
+import os
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from mask_former.config import load_config
+from pisr_maskformer import PISRSettings, add_pisr_config
+from tests.tiny_pisr import CONFIGS, batch, overrides, tiny_pisr
+
+ROWS = sorted((CONFIGS / "ablations").glob("*.yaml"))
+PISR = {
+    "MODEL.MASK_FORMER.PREDICTOR_NAME": "PISRTransformerPredictor",
+    "MODEL.MASK_FORMER.CRITERION_NAME": "TwoStageSetCriterion",
+}
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
+def test_every_ablation_row_trains(path):
+    """A step in which every parameter has a part: what DDP asks for without find_unused_parameters."""
+    model = tiny_pisr(path=path)
+    losses = model(batch())
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def train_in_parallel(rank, meeting_place):
+    """One of two processes: two steps of DDP on an image of its own; process 0's has no ground truth."""
+    torch.distributed.init_process_group("gloo", init_method=meeting_place, rank=rank, world_size=2)
+    for row in ("b1_explicit_2", "b3_gamma_0.0", "control_constant"):
+        model = tiny_pisr(path=CONFIGS / "ablations" / f"{row}.yaml")
+        parallel = DistributedDataParallel(model)
+        for _ in range(2):  # DDP refuses the second step if a parameter had no part in the first
+            model.zero_grad(set_to_none=True)
+            sum(parallel(batch()[rank : rank + 1]).values()).backward()
+        sizes = torch.stack([parameter.grad.norm() for parameter in model.parameters()])
+        both = [torch.zeros_like(sizes) for _ in range(2)]
+        torch.distributed.all_gather(both, sizes)
+        assert torch.equal(both[0], both[1]) and sizes.isfinite().all() and sizes.any()
+    torch.distributed.barrier()
+    os._exit(0)  # without the teardown of DDP after that of its process group, which can hang
+
+
+@pytest.mark.slow
+def test_two_processes_train_without_find_unused_parameters(tmp_path):
+    torch.multiprocessing.spawn(train_in_parallel, (f"file://{tmp_path}/meet",), nprocs=2)
+
+
+def test_ablation_rows_are_those_of_the_tables_and_short():
+    names = {path.stem for path in ROWS}
+    assert names >= {"baseline", "b1_explicit_2", "b1_explicit_4", "b1_implicit_2", "b1_separate_2"}
+    assert names >= {"b2_cosine_matmul", "b2_matmul_cosine", "b2_l2_l2", "b2_matmul_l2", "b2_matmul_matmul"}
+    assert names >= {f"b3_gamma_{gamma}" for gamma in (0.0, 0.2, 0.5, 0.8)}
+    assert all(3 <= len(path.read_text().splitlines()) <= 6 for path in ROWS)
+
+
+@pytest.mark.parametrize("name", ["r50_pisr", "r101_pisr", "r50_pisr_lr1e-4", "r101_pisr_lr1e-4"])
+def test_pisr_configurations_differ_from_their_baselines_in_pisr_alone(name):
+    def load(stem):
+        return load_config(CONFIGS / "ade20k" / f"maskformer_{stem}.yaml", extend=[add_pisr_config])
+
+    pisr, baseline = load(name), load(name.replace("_pisr", ""))
+    baseline.merge_from_list(overrides(PISR))
+    assert pisr == baseline
+    assert pisr.MODEL.PISR.NUM_INSTANCES == PISRSettings().num_instances == 50

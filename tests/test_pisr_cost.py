@@ -1,0 +1,34 @@
+"""The table of what PISR costs: counted products against counts by hand, and the rows."""
+
+import torch
+from torch import nn
+
+from tests.tiny import DATASET, PLAIN, register_dataset
+from tests.tiny_pisr import CONFIGS, overrides
+from tools.benchmarks.pisr_cost import Call, multiply_adds, table
+
+
+def test_products_are_counted_as_by_hand():
+    left, right, vector, offset = torch.ones(2, 3, 4), torch.ones(2, 4, 5), torch.ones(4), torch.ones(2, 3, 1)
+    call = Call(
+        lambda *given: (given[0] @ given[1], given[0] @ given[2], torch.baddbmm(given[3], *given[:2]))
+    )
+    assert multiply_adds(call, (left, right, vector, offset)) == 2 * 3 * 4 * 5 + 2 * 3 * 4 + 2 * 3 * 4 * 5
+    assert multiply_adds(nn.Conv2d(2, 6, 1), (torch.ones(1, 2, 3, 3),)) == 2 * 6 * 9
+
+
+def test_table_has_a_row_for_each_part():
+    register_dataset()
+    small = overrides(PLAIN | {"DATASETS.TEST": (DATASET,)})
+    lines = table(CONFIGS / "ade20k" / "maskformer_r50_pisr.yaml", 64, overrides=small)
+    cells = {line.split(" | ")[0][2:]: line.strip("| ").split(" | ")[1:] for line in lines[2:]}
+    assert list(cells) == [
+        "base network",
+        "PISR, associative",
+        "PISR, direct",
+        "control: learned constant M",
+        "second prediction",
+    ]
+    assert cells["PISR, associative"][0] == cells["PISR, direct"][0]
+    assert cells["second prediction"][0] == "0.00 M"
+    assert all(float(cell.split()[0]) >= 0 and cell[-1] in "MG" for row in cells.values() for cell in row)
