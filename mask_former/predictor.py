@@ -12,6 +12,7 @@ from fvcore.nn import weight_init
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mask_former.errors import InputError
 from mask_former.position import sine_position
 from mask_former.registries import PREDICTOR_REGISTRY
 from mask_former.transformer import QueryTransformer
@@ -72,6 +73,11 @@ class TransformerPredictor(nn.Module):
     ) -> None:
         """`in_channels`: of the memory; projected to `hidden_dim` if they differ, or always if enforced."""
         super().__init__()
+        if hidden_dim % num_heads or hidden_dim % 4 or decoder_layers < 1:
+            raise InputError(
+                f"MODEL.MASK_FORMER: HIDDEN_DIM {hidden_dim} must be divisible by NHEADS {num_heads} and 4, "
+                f"and DEC_LAYERS {decoder_layers} at least 1"
+            )
         self.num_classes = num_classes
         self.hidden_dim = hidden_dim
         self.mask_dim = mask_dim

@@ -21,7 +21,17 @@ SIZE_LIST = re.compile(
 
 
 class ConfigLoader(yaml.SafeLoader):
-    """SafeLoader that also reads the one list form of the official files."""
+    """SafeLoader that also reads the one list form of the official files, and refuses a key written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:  # plain YAML would silently keep the last one
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} stands twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _size_list(loader: ConfigLoader, node: yaml.Node) -> list[int]:

@@ -94,6 +94,8 @@ def test_wrong_number_of_classes(capfd: pytest.CaptureFixture[str], data: Path, 
         ({"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "half"}, "float16, bfloat16"),
         ({"DATASETS__TRAIN": "('toy_trian',)"}, "toy_train"),
         ({"MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE": "res9"}, "res5"),
+        ({"MODEL__MASK_FORMER__NHEADS": 5}, "divisible by NHEADS 5"),
+        ({"MODEL__MASK_FORMER__DEC_LAYERS": 0}, "DEC_LAYERS 0 at least 1"),
     ],
 )
 def test_configuration(

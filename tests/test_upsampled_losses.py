@@ -84,3 +84,11 @@ def test_without_gradient_nothing_is_kept() -> None:
         focal, dice = upsampled_mask_losses(logits, masks)
     assert not focal.requires_grad
     torch.testing.assert_close((focal, dice), plain(logits, masks))
+
+
+def test_what_is_kept_for_the_gradient_has_the_small_size() -> None:
+    kept: list[int] = []
+    logits, masks = pairs(6, (5, 5), (80, 80))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        upsampled_mask_losses(logits.requires_grad_(), masks)
+    assert sum(kept) == 2 * logits.numel()

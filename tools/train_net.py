@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import _path  # noqa: F401  (puts the repository's root on sys.path)
@@ -38,7 +39,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     require_writable(cfg.OUTPUT_DIR)
     default_setup(cfg, args)
     for package in ("mask_former", "pisr_maskformer"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=args.machine_rank, name=package)
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
     return cfg
 
 

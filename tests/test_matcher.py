@@ -1,0 +1,120 @@
+"""The assignment: least total cost, every count of targets, ties, and costs that are not numbers."""
+
+import math
+
+import pytest
+import torch
+
+from mask_former.losses import dice_cost, focal_cost
+from mask_former.matcher import HungarianMatcher, Target, assign, resize_nearest
+
+
+def target(labels: list[int], masks: torch.Tensor) -> Target:
+    return {"labels": torch.tensor(labels, dtype=torch.int64), "masks": masks.bool()}
+
+
+def one_image(logits: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"pred_logits": logits[None], "pred_masks": masks[None]}
+
+
+def test_least_total_cost_is_not_greedy() -> None:
+    # greedy would give query 1 its 0 (segment 1) and pay 4 + 2: the best sum is 1 + 2 + 2
+    queries, segments = assign(torch.tensor([[4.0, 1.0, 3.0], [2.0, 0.0, 5.0], [3.0, 2.0, 2.0]]))
+    assert (queries.tolist(), segments.tolist()) == ([0, 1, 2], [1, 0, 2])
+    assert queries.dtype == segments.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("queries", "targets", "pairs"), [(4, 2, 2), (2, 4, 2), (3, 0, 0), (3, 3, 3)])
+def test_as_many_pairs_as_the_scarcer_side_has(queries: int, targets: int, pairs: int) -> None:
+    rows, columns = assign(torch.rand(queries, targets, generator=torch.Generator().manual_seed(1)))
+    assert len(rows) == len(columns) == pairs
+    assert len(set(rows.tolist())) == len(set(columns.tolist())) == pairs  # nobody twice
+    assert rows.tolist() == sorted(rows.tolist())
+
+
+def test_more_targets_than_queries_drops_the_dearest() -> None:
+    queries, segments = assign(torch.tensor([[5.0, 1.0, 2.0]]))
+    assert (queries.tolist(), segments.tolist()) == ([0], [1])
+
+
+def test_ties_are_broken_the_same_way_every_time() -> None:
+    first = assign(torch.zeros(4, 3))
+    assert sorted(first[1].tolist()) == [0, 1, 2]
+    assert [x.tolist() for x in assign(torch.zeros(4, 3))] == [x.tolist() for x in first]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_costs_that_are_not_finite_are_reported(value: float) -> None:
+    cost = torch.zeros(2, 2)
+    cost[0, 1] = value
+    with pytest.raises(FloatingPointError, match="1 of 4 costs of image 3"):
+        assign(cost, image=3)
+
+
+def test_diverged_predictions_name_their_image() -> None:
+    prediction = {"pred_logits": torch.zeros(2, 3, 4), "pred_masks": torch.zeros(2, 3, 2, 2)}
+    prediction["pred_masks"][1, 0] = math.nan
+    targets = [target([0], torch.ones(1, 4, 4)), target([0], torch.ones(1, 4, 4))]
+    with pytest.raises(FloatingPointError, match="image 1"):
+        HungarianMatcher()(prediction, targets)
+
+
+def test_cost_by_hand() -> None:
+    """A query of probabilities 1/2, 1/4, 1/4 and undecided mask, a target of class 1 that covers half."""
+    logits, masks = torch.tensor([[math.log(2), 0.0, 0.0]]), torch.zeros(1, 1, 2)
+    true = target([1], torch.tensor([[[1, 0]]]))
+    focal = (0.25 + 0.75) / 2 * (1 / 2) ** 2 * math.log(2)
+    dice = 1 - (2 * 1 / 2 + 1) / (1 + 1 + 1)
+    cost = HungarianMatcher(class_weight=3.0, mask_weight=20.0, dice_weight=2.0).cost(logits, masks, true)
+    assert cost.tolist() == [[pytest.approx(3 * -1 / 4 + 20 * focal + 2 * dice)]]
+
+
+@pytest.mark.parametrize(
+    ("weights", "segment"), [((1, 0, 0), 0), ((0, 1, 0), 1), ((0, 0, 1), 1)], ids=["class", "focal", "dice"]
+)
+def test_each_part_of_the_cost_counts(weights: tuple[float, float, float], segment: int) -> None:
+    """The one query has the class of segment 0 and the mask of segment 1."""
+    halves = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 1, 1]]])
+    logits, masks = torch.tensor([[5.0, 0.0, 0.0]]), (halves[1:] * 10.0 - 5.0)
+    pairs = HungarianMatcher(*weights)(one_image(logits, masks), [target([0, 1], halves)])
+    assert pairs[0][1].tolist() == [segment]
+
+
+def test_ground_truth_is_compared_at_the_predictions_size() -> None:
+    true = torch.zeros(1, 4, 4)
+    true[0, 0, 2] = 1  # nearest neighbour takes rows 0, 2 and columns 0, 2
+    true[0, 1, 1] = 1
+    assert resize_nearest(true.bool(), (2, 2)).tolist() == [[[0.0, 1.0], [0.0, 0.0]]]
+    masks = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    small = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    expected = 20 * focal_cost(masks.flatten(1), small) + dice_cost(masks.flatten(1), small)
+    cost = HungarianMatcher(class_weight=0.0).cost(torch.zeros(3, 3), masks, target([0], true))
+    torch.testing.assert_close(cost, expected)
+
+
+def test_images_with_and_without_targets_in_one_batch() -> None:
+    prediction = {"pred_logits": torch.zeros(2, 3, 3), "pred_masks": torch.zeros(2, 3, 2, 2)}
+    empty, full = HungarianMatcher()(
+        prediction, [target([], torch.zeros(0, 4, 4)), target([1], torch.ones(1, 4, 4))]
+    )
+    assert [len(x) for x in (*empty, *full)] == [0, 0, 1, 1]
+    assert empty[0].dtype == empty[1].dtype == torch.int64
+
+
+def test_matching_takes_no_part_in_the_gradient() -> None:
+    logits, masks = torch.zeros(2, 3, requires_grad=True), torch.zeros(2, 2, 2, requires_grad=True)
+    HungarianMatcher()(one_image(logits, masks), [target([0], torch.ones(1, 2, 2))])
+    assert logits.grad is None and masks.grad is None
+
+
+def test_half_precision_predictions_match_in_float32() -> None:
+    masks = torch.full((1, 64, 64), 20.0)  # 64·64·20 would overflow float16
+    true = target([0], torch.zeros(1, 64, 64))
+    cost = HungarianMatcher().cost(torch.zeros(1, 3).half(), masks.half(), true)
+    assert cost.dtype == torch.float32
+    torch.testing.assert_close(cost, HungarianMatcher().cost(torch.zeros(1, 3), masks, true))
+
+
+def test_weights_that_are_all_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="all 0"):
+        HungarianMatcher(0.0, 0.0, 0.0)
