@@ -1,114 +1,24 @@
-"""Reading checkpoints of every layout that users have, and loading them with a report of what matched.
-
-Layouts: `.pth` of this project and of detectron2 ({"model": …, "optimizer": …}), bare state dictionaries, and
-`.pkl` of detectron2's model zoo and of official MaskFormer ({"model": NumPy arrays, "__author__": …}).
-Nothing in a file is executed: pickles may hold arrays, tensors and plain containers, and nothing else.
-"""
+"""Loading checkpoints into a model, with a report of what matched (files: checkpoint_reading.py)."""
 
 import logging
-import pickle
 import re
-from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from mask_former.checkpoint_names import modernise_names, prefix_backbone_names
+from mask_former.checkpoint_reading import local_path, read_checkpoint
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-NUMPY_GLOBALS = {
-    (module, name)
-    for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric")
-    for name in ("ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer")
-}
-PLAIN_GLOBALS = {("collections", "OrderedDict"), ("_codecs", "encode")}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickler that knows NumPy arrays and plain containers only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in NUMPY_GLOBALS | PLAIN_GLOBALS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name} is not supported")  # PyTorch's own words
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Contents of a checkpoint, the weights as tensors on the CPU under "model".
-
-    `path` may be anything detectron2's PathManager knows, `detectron2://…` included (downloaded once). Raises
-    InputError when the file is missing, cut short, holds code, or holds no weights.
-    """
-    local = _local_path(str(path))
-    try:
-        file = local.open("rb")
-    except OSError as error:
-        raise InputError(f"cannot read checkpoint {path}: {error.strerror}; check its permissions") from error
-    with file:
-        try:
-            if local.suffix == ".pkl":
-                content = _ArrayUnpickler(file, encoding="latin1").load()
-            else:
-                content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can ask for anything, and so raise nearly anything
-            raise InputError(f"{path} {_why_unreadable(error)}") from error
-    return _with_model_entry(content, path)
-
-
-def _why_unreadable(error: Exception) -> str:
-    """What is wrong with a file whose reading failed, and how to mend it, in one line."""
-    text = " ".join(str(error).split())
-    foreign = re.search(r"GLOBAL ([\w.]+)", text)
-    if foreign:
-        return f"holds {foreign[1]}, and only tensors and arrays are read from files; save its weights alone"
-    # PyTorch wraps its reason in advice to load the file unsafely and in a link
-    reason = text.split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].strip()[:160]
-    return (
-        f"is not a checkpoint, or is cut short: {reason or type(error).__name__}; copy or download it again"
-    )
-
-
-def _local_path(path: str) -> Path:
-    try:
-        local = Path(PathManager.get_local_path(path))
-    except Exception as error:  # what a download raises depends on the handler: network, HTTP, disk
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"cannot fetch checkpoint {path}: {reason}; download it elsewhere and set MODEL.WEIGHTS to "
-            "the file, or MODEL.WEIGHTS '' to start at random"
-        ) from error
-    if not local.is_file():
-        raise InputError(f"no checkpoint at {path}; check MODEL.WEIGHTS")
-    return local
-
-
-def _with_model_entry(content: Any, path: str | Path) -> dict[str, Any]:
-    """The content as {"model": tensors by name, …}."""
-    if isinstance(content, dict) and "model" not in content:
-        inner = content.get("state_dict")
-        content = {"model": inner if isinstance(inner, dict) else content}
-    weights = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not weights:
-        raise InputError(f"{path} holds no weights; expected a state dictionary, bare or under 'model'")
-    tensors: dict[str, Tensor] = OrderedDict()
-    for name, value in weights.items():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
-        if not isinstance(value, Tensor):
-            raise InputError(
-                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; not a state dictionary"
-            )
-        tensors[str(name).removeprefix("module.")] = value
-    return {**content, "model": tensors}
+BACKBONE = "backbone."
+# what an ImageNet checkpoint holds beside the backbone, and counters that frozen norms do not have
+CLASSIFIER = re.compile(r"\.(fc|classifier|head|linear)\d*\.|num_batches_tracked$")
 
 
 @dataclass(frozen=True)
@@ -143,18 +53,21 @@ def _grouped(names: Iterable[str], depth: int = 3) -> list[str]:
     ]
 
 
-def load_weights(model: nn.Module, path: str | Path, skip_mismatch: bool = False) -> LoadReport:
+def load_weights(
+    model: nn.Module, path: str | Path, skip_mismatch: bool = False, complete: bool = False
+) -> LoadReport:
     """Load the weights of a checkpoint into a model, and report (and log) what matched.
 
-    Raises InputError when no entry has a name of the model, or, unless `skip_mismatch`, when an entry has
-    another shape: the weights belong to another architecture or number of classes. The model is then
-    unchanged.
+    Raises InputError when no entry has a name of the model; unless `skip_mismatch`, when an entry has another
+    shape or only a part of the backbone is there: the weights belong to another architecture or number of
+    classes; with `complete`, when an entry of the model (the criterion's apart) is missing, or one of the
+    checkpoint is not used: then it is not this model's. The model is then unchanged.
     """
-    return load_state(model, read_checkpoint(path)["model"], str(path), skip_mismatch)
+    return load_state(model, read_checkpoint(path)["model"], str(path), skip_mismatch, complete)
 
 
 def load_state(
-    model: nn.Module, state: dict[str, Tensor], path: str, skip_mismatch: bool = False
+    model: nn.Module, state: dict[str, Tensor], path: str, skip_mismatch: bool = False, complete: bool = False
 ) -> LoadReport:
     """As `load_weights`, from tensors that came from `path`."""
     own = model.state_dict()
@@ -170,17 +83,41 @@ def load_state(
         )
     if mismatched and not skip_mismatch:
         raise InputError(_mismatch_line(mismatched, state, own, path))
-    matched = [name for name in common if name not in set(mismatched)]
-    model.load_state_dict({name: state[name] for name in matched}, strict=False)
     report = LoadReport(
         path=path,
-        matched=matched,
+        matched=[name for name in common if name not in set(mismatched)],
         missing=[name for name in own if name not in state and not name.endswith("num_batches_tracked")],
         unexpected=[name for name in state if name not in own],
         mismatched=mismatched,
     )
+    _require_fit(report, skip_mismatch, complete)
+    model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
     logger.log(logging.WARNING if report.unexpected or mismatched else logging.INFO, report.summary())
     return report
+
+
+def _require_fit(report: LoadReport, skip_mismatch: bool, complete: bool) -> None:
+    """InputError when the checkpoint is another network's, or, with `complete`, not wholly this model's."""
+    if complete:
+        missing = [name for name in report.missing if not name.startswith("criterion.")]
+        if missing or report.unexpected:
+            name = (missing or report.unexpected)[0]
+            raise InputError(
+                f"{report.path} is not a checkpoint of this model: {len(missing)} entries are missing and "
+                f"{len(report.unexpected)} unknown ({name}, …); use a checkpoint of this configuration"
+            )
+    if skip_mismatch or not any(name.startswith(BACKBONE) for name in report.matched):
+        return
+    missing = [name for name in report.missing if name.startswith(BACKBONE)]
+    unknown = [
+        name for name in report.unexpected if name.startswith(BACKBONE) and not CLASSIFIER.search(name)
+    ]
+    if missing or unknown:
+        raise InputError(
+            f"{report.path} has another backbone: {len(missing)} entries of this one are missing and "
+            f"{len(unknown)} unknown ({(missing or unknown)[0]}, …); use weights of the configured "
+            "architecture, or MODEL.WEIGHTS_SKIP_MISMATCH True to start missing entries anew"
+        )
 
 
 def _mismatch_line(mismatched: list[str], state: dict[str, Tensor], own: dict[str, Tensor], path: str) -> str:
@@ -203,25 +140,37 @@ def _mismatch_line(mismatched: list[str], state: dict[str, Tensor], own: dict[st
 class Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer with this module's way of reading files and matching names.
 
-    `report` is the LoadReport of the last load.
+    `report` is the LoadReport of the last load. With `complete`, and always when it resumes, a checkpoint
+    must hold the whole model.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, skip_mismatch: bool = False, **checkpointables: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        skip_mismatch: bool = False,
+        complete: bool = False,
+        **checkpointables: Any,
     ):
         super().__init__(model, save_dir, **checkpointables)
         self.skip_mismatch = skip_mismatch
+        self.complete = complete
         self.report: LoadReport | None = None
         self._path = ""
+        self._resuming = False
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self._path = str(path)
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        self._path, self._resuming = str(path), checkpointables is None  # None: detectron2's word for all
         if path:
-            _local_path(str(path))  # a missing file or failing download becomes one line here
-        return super().load(path, *args, **kwargs)
+            local_path(str(path))  # a missing file or failing download becomes one line here
+        return super().load(path, checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         return read_checkpoint(filename)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        self.report = load_state(self.model, checkpoint.pop("model"), self._path, self.skip_mismatch)
+        complete = self.complete or self._resuming
+        self.report = load_state(
+            self.model, checkpoint.pop("model"), self._path, self.skip_mismatch, complete
+        )

@@ -76,10 +76,6 @@ class SetCriterion(nn.Module):
             "no_object_weight": mask_former.NO_OBJECT_WEIGHT,
         }
 
-    @property
-    def loss_names(self) -> list[str]:
-        return list(self.weight_dict)
-
     def forward(self, outputs: Predictions, targets: list[Target]) -> dict[str, Tensor]:
         """Unweighted losses by name, always the same names, also when no image has a target."""
         num_targets = mean_num_targets(targets, outputs["pred_logits"].device)

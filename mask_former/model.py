@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mask_former.criterion import SetCriterion, weigh
-from mask_former.data.catalog import dataset_metadata, thing_ids
+from mask_former.data.catalog import require_same_classes, thing_ids
 from mask_former.data.coco_panoptic import register_from_config
 from mask_former.errors import InputError
 from mask_former.inference import instance_inference, panoptic_inference, semantic_inference
@@ -106,7 +106,7 @@ class MaskFormer(nn.Module):
         map, segments) as `panoptic_inference` gives; `instances`.
         """
         images = self.preprocess(batched_inputs)
-        outputs = self.sem_seg_head(self.backbone(images.tensor), images.image_sizes)
+        outputs = self.sem_seg_head(self.backbone(images.tensor), unpadded_sizes(batched_inputs, images))
         if self.training:
             targets = self.prepare_targets(batched_inputs, images)
             return weigh(self.criterion(outputs, targets), self.criterion.weight_dict)
@@ -167,21 +167,25 @@ class MaskFormer(nn.Module):
         return result
 
 
+def unpadded_sizes(batched_inputs: list[dict[str, Any]], images: ImageList) -> list[tuple[int, int]]:
+    """(height, width) of what each image shows: without the batch's padding, nor the training mapper's."""
+    return [
+        sample.get("unpadded_size", size)
+        for sample, size in zip(batched_inputs, images.image_sizes, strict=True)
+    ]
+
+
 def checked_thing_ids(cfg: CfgNode) -> list[int]:
-    """Thing classes of the training data; InputError when it does not have NUM_CLASSES classes."""
+    """Thing classes of the data; InputError unless all data sets have the same NUM_CLASSES classes."""
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    names = list(cfg.DATASETS.TRAIN) or list(cfg.DATASETS.TEST)
+    names = [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     if not names:
         return []
     register_from_config(cfg)
-    metadata = dataset_metadata(names[0])
-    if not hasattr(metadata, "stuff_classes"):
-        raise InputError(
-            f"data set {names[0]} has boxes or instances only; DATASETS needs panoptic or semantic labels"
-        )
+    metadata = require_same_classes(names)
     if len(metadata.stuff_classes) != num_classes:
         raise InputError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but data set {names[0]} has "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}, but data set {metadata.name} has "
             f"{len(metadata.stuff_classes)} classes; set it to {len(metadata.stuff_classes)}"
         )
     return thing_ids(metadata)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.projects.deeplab import build_lr_scheduler
-from detectron2.solver import LRScheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import Tensor, nn
 
@@ -25,7 +24,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 FULL_MODEL = "full_model"
 
-__all__ = ["build_lr_scheduler", "build_optimizer", "clip_full_model", "parameter_groups", "LRScheduler"]
+__all__ = ["build_lr_scheduler", "build_optimizer", "clip_full_model", "parameter_groups"]
 
 
 def parameter_groups(

@@ -12,9 +12,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
 from detectron2.modeling import build_model
+from torch import nn
 
 from mask_former.checkpoint import load_weights
-from mask_former.data.catalog import class_colors, dataset_metadata
+from mask_former.data.catalog import class_colors, first_metadata
 from mask_former.data.mappers import TestMapper
 from mask_former.errors import InputError
 
@@ -25,22 +26,14 @@ class Predictor:
     """The configured model with its weights, at test resolution (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST)."""
 
     def __init__(self, cfg: CfgNode, weights: str | Path) -> None:
-        """`weights`: a checkpoint of the configured architecture; cfg.MODEL.WEIGHTS is not looked at.
+        """`weights`: a checkpoint of the whole model; MODEL.WEIGHTS and MODEL.TIMM.WEIGHTS are not looked at.
 
-        InputError when the checkpoint is missing or unfit, or MODEL.DEVICE is not to be had. Entries of the
-        model that the checkpoint lacks are named in a warning: they stay random.
+        InputError when the checkpoint is missing, unfit or holds a part of the model only (ImageNet weights),
+        or MODEL.DEVICE is not to be had.
         """
         _require_device(cfg.MODEL.DEVICE)
-        self.model = build_model(cfg).eval()
-        self.report = load_weights(self.model, weights)
-        missing = [name for name in self.report.missing if not name.startswith("criterion.")]
-        if missing:
-            logger.warning(
-                "%s lacks %d entries of the model, which stay random: %s ...",
-                weights,
-                len(missing),
-                missing[0],
-            )
+        self.model = build_blank_model(cfg).eval()
+        self.report = load_weights(self.model, weights, complete=True)
         self.mapper = TestMapper.from_config(cfg)
 
     @torch.inference_mode()
@@ -50,15 +43,15 @@ class Predictor:
         Keys as configured: `sem_seg` float C×H×W scores, `panoptic_seg` (int32 H×W ids, segments),
         `instances`. InputError when the image is too narrow to be resized.
         """
-        height, width = rgb.shape[:2]
-        resize = self.mapper.resize.get_transform(rgb)
-        if min(getattr(resize, "new_h", 1), getattr(resize, "new_w", 1)) < 1:
-            raise InputError(f"an image of {width}×{height} pixels is too narrow for this model")
-        resized = resize.apply_image(rgb)
-        if self.mapper.image_format == "BGR":
-            resized = resized[..., ::-1]
-        image = torch.from_numpy(np.array(resized.transpose(2, 0, 1), dtype=np.uint8, order="C"))
-        return self.model([{"image": image, "height": height, "width": width}])[0]
+        return self.model([self.mapper.from_image(rgb)])[0]
+
+
+def build_blank_model(cfg: CfgNode) -> nn.Module:
+    """The configured model with random weights, for a checkpoint that holds it whole, backbone included."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    return build_model(cfg)
 
 
 def _require_device(name: str) -> None:
@@ -89,17 +82,18 @@ def panoptic_map(result: dict[str, Any]) -> tuple[np.ndarray, list[dict[str, Any
 def class_metadata(cfg: CfgNode) -> Metadata:
     """Names (`stuff_classes`), colours (`stuff_colors`) and ids of the model's C classes.
 
-    Those of the first data set of DATASETS.TEST, else TRAIN; without any the classes are called by number.
+    Those of the first data set of DATASETS.TEST, then TRAIN, that this machine has; where none is named the
+    classes are called by number.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     datasets = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     if not datasets:
         logger.warning("the configuration names no data set: classes are called by their numbers")
         return Metadata(stuff_classes=[f"class {c}" for c in range(count)], stuff_colors=class_colors(count))
-    known = dataset_metadata(datasets[0])
+    known = first_metadata(datasets)
     if len(known.get("stuff_classes") or ()) != count:
         raise InputError(
-            f"data set {datasets[0]} does not have the {count} classes of MODEL.SEM_SEG_HEAD.NUM_CLASSES; "
+            f"data set {known.name} does not have the {count} classes of MODEL.SEM_SEG_HEAD.NUM_CLASSES; "
             "name one in DATASETS.TEST that has"
         )
     entries = known.as_dict()

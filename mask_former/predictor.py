@@ -73,11 +73,8 @@ class TransformerPredictor(nn.Module):
     ) -> None:
         """`in_channels`: of the memory; projected to `hidden_dim` if they differ, or always if enforced."""
         super().__init__()
-        if hidden_dim % num_heads or hidden_dim % 4 or decoder_layers < 1:
-            raise InputError(
-                f"MODEL.MASK_FORMER: HIDDEN_DIM {hidden_dim} must be divisible by NHEADS {num_heads} and 4, "
-                f"and DEC_LAYERS {decoder_layers} at least 1"
-            )
+        if decoder_layers < 1:
+            raise InputError(f"MODEL.MASK_FORMER.DEC_LAYERS is {decoder_layers}; it must be at least 1")
         self.num_classes = num_classes
         self.hidden_dim = hidden_dim
         self.mask_dim = mask_dim

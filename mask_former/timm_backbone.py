@@ -9,6 +9,7 @@ import difflib
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -164,10 +165,12 @@ def load_timm_weights(features: nn.Module, name: str, path: str) -> None:
     left out, and their number is logged.
 
     Raises:
-        InputError: entries are missing, belong to no part of the full model, or have another shape.
+        InputError: there is no such file; entries are missing, belong to no part of the full model, or have
+            another shape.
     """
     import timm
 
+    _require_file(name, path)
     checkpoint = read_state_dict(path)
     wanted = features.state_dict()
     sources = {key: _name_in_full_model(key, checkpoint) for key in wanted}
@@ -184,6 +187,17 @@ def load_timm_weights(features: nn.Module, name: str, path: str) -> None:
         raise InputError(f"weights {path} do not fit timm's {name}: {report}")
     features.load_state_dict(found, strict=False)  # all but the counters was checked above
     logger.info("%s: %d entries from %s; %d of later layers left out", name, len(found), path, len(left_out))
+
+
+def _require_file(name: str, path: str) -> None:
+    """InputError that says how to come by the weights of the model `name`, unless they are at `path`."""
+    if Path(path).is_file():
+        return
+    lite = re.match(r"tf_efficientnet_(lite[0-2])\b", name)
+    make = f"put timm's state dict of {name} there"
+    if lite:
+        make = f"make it by `python tools/convert_efficientnet_lite.py --variant {lite[1]} --output {path}`"
+    raise InputError(f"no weights file at {path}: {make}, or set MODEL.TIMM.WEIGHTS '' for random weights")
 
 
 def _name_in_full_model(key: str, checkpoint: Mapping[str, Tensor]) -> str:

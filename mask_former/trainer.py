@@ -21,7 +21,7 @@ from torch import nn
 
 from mask_former.checkpoint import Checkpointer
 from mask_former.data import build_mapper, dataset_records, register_from_config
-from mask_former.errors import InputError
+from mask_former.errors import InputError, is_input_error
 from mask_former.evaluation import build_evaluators, write_metrics
 from mask_former.optimizer import build_lr_scheduler, build_optimizer
 
@@ -39,6 +39,8 @@ class Trainer(DefaultTrainer):
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         model = self.build_model(cfg)
+        for name in cfg.DATASETS.TEST:  # what evaluation would stumble over at the end stops the run here
+            self.build_evaluator(cfg, name)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
         self._trainer = build_step(cfg, create_ddp_model(model, broadcast_buffers=False), loader, optimizer)
@@ -67,11 +69,18 @@ class Trainer(DefaultTrainer):
         return result
 
     def train(self) -> OrderedDict[str, Any] | None:
-        """Run to SOLVER.MAX_ITER; the loader's worker processes are gone afterwards, whatever happened."""
+        """Run to SOLVER.MAX_ITER and return the last evaluation's results, if there was one.
+
+        The loader's worker processes are gone afterwards, whatever happened.
+        """
+        loop_logger = logging.getLogger("detectron2.engine.train_loop")
+        loop_logger.addFilter(not_about_input)
         try:
-            return super().train()
+            super().train()
         finally:
+            loop_logger.removeFilter(not_about_input)
             self._trainer._data_loader_iter_obj = None
+        return getattr(self, "_last_eval_results", None)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -115,12 +124,19 @@ class Trainer(DefaultTrainer):
     ) -> OrderedDict[str, Any]:
         """Evaluate on every data set of DATASETS.TEST; results also go to their folders as metrics.json."""
         register_from_config(cfg)
+        if cfg.TEST.AUG.ENABLED:
+            logger.warning("TEST.AUG.ENABLED: there is no test-time augmentation here; evaluating without it")
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             for name in cfg.DATASETS.TEST:
                 one = results if len(cfg.DATASETS.TEST) == 1 else results[name]
                 write_metrics(one, evaluation_folder(cfg, name) / "metrics.json")
         return results
+
+
+def not_about_input(record: logging.LogRecord) -> bool:
+    """False for the traceback that detectron2 logs of bad input, of which the tool tells in one line."""
+    return not (record.exc_info and record.exc_info[1] and is_input_error(record.exc_info[1]))
 
 
 class BestCheckpoint(hooks.BestCheckpointer):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mask_former.errors import InputError
+
 
 class FeedForward:
     """The two-layer network, mixed into transformer layers so that its parameters keep flat names."""
@@ -20,6 +22,16 @@ class FeedForward:
         return self.linear2(self.dropout(F.relu(self.linear1(x))))
 
 
+def attention(width: int, num_heads: int, dropout: float) -> nn.MultiheadAttention:
+    """Batch-first multi-head attention; InputError when the heads do not share the width evenly."""
+    if width % num_heads:
+        raise InputError(
+            f"a transformer of width {width} cannot have {num_heads} heads; MODEL.MASK_FORMER.HIDDEN_DIM and "
+            "MODEL.SEM_SEG_HEAD.CONVS_DIM must be divisible by MODEL.MASK_FORMER.NHEADS"
+        )
+    return nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
+
+
 class EncoderLayer(FeedForward, nn.Module):
     """Self-attention and feed-forward network, each with a residual; norms after them, or before
     (`pre_norm`).
@@ -29,7 +41,7 @@ class EncoderLayer(FeedForward, nn.Module):
         self, width: int, num_heads: int, feedforward: int, dropout: float, pre_norm: bool = False
     ) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
+        self.self_attn = attention(width, num_heads, dropout)
         self.linear1 = nn.Linear(width, feedforward)
         self.linear2 = nn.Linear(feedforward, width)
         self.norm1 = nn.LayerNorm(width)
@@ -57,8 +69,8 @@ class DecoderLayer(FeedForward, nn.Module):
         self, width: int, num_heads: int, feedforward: int, dropout: float, pre_norm: bool = False
     ) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
-        self.multihead_attn = nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
+        self.self_attn = attention(width, num_heads, dropout)
+        self.multihead_attn = attention(width, num_heads, dropout)
         self.linear1 = nn.Linear(width, feedforward)
         self.linear2 = nn.Linear(feedforward, width)
         self.norm1 = nn.LayerNorm(width)

@@ -6,17 +6,17 @@
 Only names change: every tensor keeps its values. An entry without a known name is an error, never dropped.
 """
 
-import contextlib
-import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
+from mask_former.atomic_write import replace_file
+from mask_former.checkpoint_reading import read_checkpoint
 from mask_former.errors import InputError
 
 COUNTER = "num_batches_tracked"  # batches a batch norm has seen; neither evaluation nor fine-tuning reads it
@@ -154,31 +154,25 @@ def _timm_lite_name(key: str, places: list[tuple[int, int]], state_dict: Mapping
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read tensors by name from a .pth file (nothing in it is executed) or a .safetensors file.
 
-    A mapping kept under "state_dict" or "model" is unwrapped.
+    A mapping kept under "state_dict" or "model" is unwrapped, and "module." taken off the names.
 
     Raises:
         InputError: there is no such file, it cannot be read as one, or it holds something else.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"no weights file at {path}")
-    content: Any
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+        raise InputError(f"no weights file at {path}; check the path")
+    if path.suffix != ".safetensors":
+        return dict(read_checkpoint(path)["model"])
+    from safetensors.torch import load_file
 
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        content = load_file(path)
     except Exception as error:  # damaged files raise many unrelated types; all mean the same to the user
-        kind = type(error).__name__
-        raise InputError(f"{path} is not a readable .pth or .safetensors file of tensors ({kind})") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content or not all(map(torch.is_tensor, content.values())):
-        raise InputError(f"{path} does not hold a state dict, a mapping of names to tensors and nothing else")
-    return dict(content)
+        raise InputError(f"{path} is not a readable .safetensors file; copy or download it again") from error
+    if not content:
+        raise InputError(f"{path} holds no weights")
+    return content
 
 
 def write_state_dict(state_dict: Mapping[str, Tensor], path: str | Path) -> None:
@@ -211,17 +205,12 @@ def _check_suffix(path: str | Path, suffixes: tuple[str, ...]) -> None:
 
 
 def _write_whole(path: Path, save: Callable[[BinaryIO], None]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with replace_file(path) as file:
             save(file)
-        os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
 def abridged(names: Iterable[str], limit: int = 5) -> str:

@@ -6,13 +6,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import pytest
 import torch
-from toy_run import CONFIG, arguments, exit_code, render
+from detectron2.modeling import build_model
+from toy_run import CONFIG, arguments, exit_code, forget_datasets, render
 
 from mask_former.data.id_map import read_id_map, write_id_map
+from pisr_maskformer.config import add_pisr_config
 
 ROOT = CONFIG.parent.parent.parent
 
@@ -32,8 +35,8 @@ def data(scenes: Path, tmp_path: Path) -> Path:
 def refused(capfd: pytest.CaptureFixture[str], data: Path, command: list[str]) -> str:
     """The error line of a command that must fail; nothing of a traceback comes with it."""
     assert exit_code(data, command) == 2
-    stderr = capfd.readouterr().err
-    assert "Traceback" not in stderr
+    stdout, stderr = capfd.readouterr()
+    assert "Traceback" not in stdout + stderr
     lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, stderr
     return lines[0]
@@ -94,8 +97,8 @@ def test_wrong_number_of_classes(capfd: pytest.CaptureFixture[str], data: Path, 
         ({"SOLVER__AMP__ENABLED": True, "SOLVER__AMP__DTYPE": "half"}, "float16, bfloat16"),
         ({"DATASETS__TRAIN": "('toy_trian',)"}, "toy_train"),
         ({"MODEL__MASK_FORMER__TRANSFORMER_IN_FEATURE": "res9"}, "res5"),
-        ({"MODEL__MASK_FORMER__NHEADS": 5}, "divisible by NHEADS 5"),
-        ({"MODEL__MASK_FORMER__DEC_LAYERS": 0}, "DEC_LAYERS 0 at least 1"),
+        ({"MODEL__MASK_FORMER__NHEADS": 5}, "divisible by MODEL.MASK_FORMER.NHEADS"),
+        ({"MODEL__MASK_FORMER__DEC_LAYERS": 0}, "DEC_LAYERS is 0"),
     ],
 )
 def test_configuration(
@@ -125,6 +128,47 @@ def test_missing_weights(capfd: pytest.CaptureFixture[str], data: Path, tmp_path
 
 def test_evaluation_without_weights(capfd: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     assert "MODEL.WEIGHTS" in refused(capfd, data, arguments(tmp_path / "run", "--eval-only"))
+
+
+def test_evaluation_with_backbone_weights_alone(
+    capfd: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    from mask_former.config import load_config
+
+    pairs = arguments(tmp_path)[2:]
+    forget_datasets()
+    with mock.patch.dict("os.environ", {"DETECTRON2_DATASETS": str(data)}):
+        model = build_model(load_config(CONFIG, pairs, extend=[add_pisr_config]))
+    torch.save(model.backbone.state_dict(), tmp_path / "imagenet.pth")
+    command = arguments(tmp_path / "run", "--eval-only", MODEL__WEIGHTS=tmp_path / "imagenet.pth")
+    line = refused(capfd, data, command)
+    assert "not a checkpoint of this model" in line and "sem_seg_head" in line
+
+
+def test_evaluation_of_a_run_without_checkpoint(
+    capfd: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    line = refused(capfd, data, arguments(tmp_path / "run", "--eval-only", "--resume"))
+    assert f"{tmp_path / 'run'} holds no checkpoint" in line
+
+
+def test_unknown_test_set_is_refused_before_training(
+    capfd: pytest.CaptureFixture[str], data: Path, tmp_path: Path
+) -> None:
+    line = refused(capfd, data, arguments(tmp_path / "run", DATASETS__TEST="('toy_vall',)"))
+    assert "toy_vall" in line and "toy_val" in line
+    assert not (tmp_path / "run/metrics.json").exists()
+
+
+def test_folder_without_write_permission(
+    capfd: pytest.CaptureFixture[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:  # what a folder without rights does to anyone but root
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tools.project.tempfile.TemporaryFile", refuse)
+    line = refused(capfd, data, arguments(tmp_path / "run"))
+    assert f"cannot write to {tmp_path / 'run'}: Permission denied" in line
 
 
 def test_unwritable_output_folder(capfd: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from mask_former.checkpoint import Checkpointer, load_weights, read_checkpoint
+from mask_former.checkpoint import Checkpointer, load_weights
 from mask_former.checkpoint_names import modernise_names, prefix_backbone_names
+from mask_former.checkpoint_reading import read_checkpoint
 from mask_former.errors import InputError
 from tests.checkpoint_files import (
     LAYOUTS,
@@ -184,3 +185,34 @@ def test_checkpointer_with_no_path_loads_nothing() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert Checkpointer(model).load("") == {}
     assert same(model, before)
+
+
+def test_part_of_a_backbone_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    model = tiny_model()
+    state = {name: value for name, value in model.state_dict().items() if ".res5." not in name}
+    torch.save(state, tmp_path / "part.pth")
+    with pytest.raises(
+        InputError, match=r"another backbone: \d+ entries of this one are missing and 0 unknown"
+    ):
+        load_weights(model, tmp_path / "part.pth")
+    deeper = model.state_dict() | {"backbone.res5.7.conv1.weight": torch.zeros(1)}
+    torch.save(deeper, tmp_path / "deeper.pth")
+    with pytest.raises(InputError, match=r"0 entries of this one are missing and 1 unknown"):
+        load_weights(model, tmp_path / "deeper.pth")
+    assert load_weights(model, tmp_path / "part.pth", skip_mismatch=True).missing
+
+
+def test_complete_refuses_what_leaves_the_model_partly_random(tmp_path: Path) -> None:
+    model = tiny_model()
+    state = dict(model.state_dict())
+    del state["criterion.empty_weight"]  # a constant of the configuration
+    torch.save(state, tmp_path / "whole.pth")
+    assert load_weights(model, tmp_path / "whole.pth", complete=True).missing == ["criterion.empty_weight"]
+    torch.save(model.backbone.state_dict(), tmp_path / "backbone.pth")
+    with pytest.raises(InputError, match="not a checkpoint of this model"):
+        load_weights(model, tmp_path / "backbone.pth", complete=True)
+    torch.save(state | {"sem_seg_head.predictor.extra": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(
+        InputError, match=r"0 entries are missing and 1 unknown \(sem_seg_head.predictor.extra"
+    ):
+        load_weights(model, tmp_path / "more.pth", complete=True)

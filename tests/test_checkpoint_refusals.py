@@ -105,7 +105,7 @@ def test_downloads_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: str) -> str:
         raise ConnectionError("no route to host")
 
-    monkeypatch.setattr("mask_former.checkpoint.PathManager.get_local_path", fail)
+    monkeypatch.setattr("mask_former.checkpoint_reading.PathManager.get_local_path", fail)
     message = refused("detectron2://R-50.pkl")
     assert "cannot fetch checkpoint detectron2://R-50.pkl: no route to host" in message
     assert "set MODEL.WEIGHTS to the file" in message

@@ -1,12 +1,14 @@
 import pytest
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_former.data.catalog import (
     class_colors,
     dataset_ids,
     dataset_metadata,
     dataset_records,
+    first_metadata,
     panoptic_metadata,
+    require_same_classes,
     thing_ids,
 )
 from mask_former.errors import InputError
@@ -54,13 +56,91 @@ def test_a_semantic_data_set_has_no_things_and_its_own_numbering():
     assert dataset_ids(metadata) == {index: index for index in range(150)}
 
 
-@pytest.mark.parametrize("look_up", [dataset_records, dataset_metadata])
-def test_an_unknown_name_lists_what_is_near_and_known(look_up):
-    with pytest.raises(
-        InputError, match="did you mean ade20k_panoptic_train.*known:.*coco_2017_val_panoptic"
-    ):
+LOOK_UPS = [
+    dataset_records,
+    dataset_metadata,
+    lambda name: first_metadata([name]),
+    lambda name: require_same_classes(["ade20k_panoptic_val", name]),
+]
+
+
+@pytest.mark.parametrize("look_up", LOOK_UPS)
+def test_an_unknown_name_lists_what_is_near_and_the_projects_own(look_up, own_set):
+    own_set("my_scenes", CATEGORIES)
+    with pytest.raises(InputError, match="did you mean ade20k_panoptic_train or ") as caught:
         look_up("ade20k_panoptic_trian")
+    listed = str(caught.value).split("known, besides detectron2's: ")[1].split(", ")
+    ade20k = [f"ade20k_{kind}_{split}" for kind in ("panoptic", "sem_seg") for split in ("train", "val")]
+    assert {*ade20k, "my_scenes"} <= set(listed)
+    assert not any(name.startswith(("coco_", "lvis_", "voc_", "cityscapes_")) for name in listed)
     assert "ade20k_panoptic_trian" not in MetadataCatalog.list()
+
+
+@pytest.fixture
+def own_set():
+    """Registers data sets by name and categories, and forgets them after the test."""
+    names = []
+
+    def register(name: str, categories: list[dict]) -> None:
+        names.append(name)
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(**panoptic_metadata(categories))
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_sets_with_the_same_classes_give_the_first_ones_metadata(own_set):
+    own_set("one", CATEGORIES)
+    own_set("other", [{**category, "id": 10 * category["id"]} for category in CATEGORIES])
+    assert require_same_classes(["one", "other"]).name == "one", "dataset ids may differ"
+    assert require_same_classes(["other"]).name == "other"
+
+
+@pytest.mark.parametrize(
+    ("position", "change", "words"),
+    [
+        (2, {"name": "hound"}, "class 1 is 'dog' in the one, 'hound' in the other"),
+        (2, {"isthing": 0}, r"class 1 \(dog\) is a thing in the one, stuff in the other"),
+        (1, {"id": 7}, "class 0 is 'cat' in the one, 'dog' in the other"),  # another order
+        (None, {}, "class 2 is 'road' in the one, absent in the other"),
+    ],
+)
+def test_sets_that_differ_in_their_classes_are_both_named(own_set, position, change, words):
+    own_set("one", CATEGORIES)
+    changed = [{**c, **change} if index == position else c for index, c in enumerate(CATEGORIES)]
+    own_set("other", changed if position is not None else CATEGORIES[1:])
+    with pytest.raises(InputError, match=f"data sets one and other differ in their classes: {words}"):
+        require_same_classes(["one", "other"])
+
+
+def test_two_splits_differ_also_behind_a_set_that_has_none(own_set):
+    own_set("panoptic", CATEGORIES)
+    own_set("all_stuff", [{**category, "isthing": 0} for category in CATEGORIES])
+    own_set("semantic", CATEGORIES)
+    for kind in ("thing", "stuff"):
+        delattr(MetadataCatalog.get("semantic"), f"{kind}_dataset_id_to_contiguous_id")
+    for other in ("panoptic", "all_stuff"):
+        assert require_same_classes(["semantic", other]).name == "semantic"
+    with pytest.raises(InputError, match=r"panoptic and all_stuff differ.* class 0 \(cat\) is a thing in"):
+        require_same_classes(["semantic", "panoptic", "all_stuff"])
+
+
+def test_ade20ks_semantic_and_panoptic_sets_have_the_same_classes():
+    semantic = ["ade20k_sem_seg_train", "ade20k_sem_seg_val"]
+    assert require_same_classes(semantic).name == semantic[0]
+    assert require_same_classes(["ade20k_panoptic_train", *semantic]).name == "ade20k_panoptic_train"
+    assert require_same_classes([*semantic, "ade20k_panoptic_train"]).name == semantic[0]
+    with pytest.raises(InputError, match="ade20k_sem_seg_train and coco_2017_val_panoptic differ.*class 0"):
+        require_same_classes([semantic[0], "coco_2017_val_panoptic"])
+
+
+@pytest.mark.parametrize("names", [["coco_2017_val"], ["ade20k_panoptic_train", "coco_2017_val"]])
+def test_a_set_of_boxes_has_no_classes_to_compare(names):
+    with pytest.raises(InputError, match="coco_2017_val has boxes or instances only"):
+        require_same_classes(names)
 
 
 def test_missing_files_of_detectron2s_loaders_are_named():

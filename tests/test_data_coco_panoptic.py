@@ -4,14 +4,22 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from mask_former.data import coco_panoptic
-from mask_former.data.catalog import dataset_ids, dataset_metadata, dataset_records, thing_ids
+from mask_former.data import panoptic_json
+from mask_former.data.catalog import (
+    dataset_ids,
+    dataset_metadata,
+    dataset_records,
+    first_metadata,
+    panoptic_metadata,
+    require_same_classes,
+    thing_ids,
+)
 from mask_former.data.coco_panoptic import (
     load_coco_panoptic,
-    read_categories,
     register_coco_panoptic,
     register_from_config,
 )
+from mask_former.data.panoptic_json import read_categories
 from mask_former.errors import InputError
 from tests import tiny_panoptic
 from tests.real_data import real_data
@@ -84,10 +92,37 @@ def test_configuration_must_have_the_three_paths(paths):
         register_from_config(config(**paths))
 
 
-def test_a_missing_json_is_found_at_registration(tmp_path, name):
-    with pytest.raises(InputError, match="nowhere.json: no such file"):
-        register_coco_panoptic(name, tmp_path, tmp_path / "nowhere.json", tmp_path)
-    assert name not in DatasetCatalog.list()
+def test_a_missing_or_broken_json_is_found_when_it_is_used_and_once_mended_it_works(tmp_path, name):
+    images, json_file, pngs = tiny_panoptic.write(tmp_path)
+    whole = json_file.read_text()
+    json_file.unlink()
+    register_coco_panoptic(name, images, json_file, pngs)
+    for use in (dataset_metadata, dataset_records):
+        with pytest.raises(InputError, match="panoptic.json: no such file"):
+            use(name)
+    json_file.write_text(whole[:-9])
+    with pytest.raises(InputError, match="panoptic.json: is not JSON"):
+        dataset_metadata(name)
+    json_file.write_text(whole)
+    assert dataset_metadata(name).stuff_classes == ["sky", "cat", "road"]
+
+
+def test_a_machine_without_the_training_json_takes_the_classes_of_the_test_set(tmp_path, name, caplog):
+    images, json_file, pngs = tiny_panoptic.write(tmp_path)
+    paths = {"IMAGES": str(images), "PNGS": str(pngs)}
+    sets = {"tiny_gone": {**paths, "JSON": "gone.json"}, "tiny": {**paths, "JSON": str(json_file)}}
+    try:
+        register_from_config(CfgNode({"DATASETS": {"COCO_PANOPTIC": sets}}))
+        assert first_metadata(["tiny_gone", "tiny"]).name == "tiny"
+        assert "not compared" not in caplog.text
+        assert require_same_classes(["tiny_gone", "tiny"]).stuff_classes == ["sky", "cat", "road"]
+        assert "tiny_gone is not here: its classes are not compared with the others'" in caplog.text
+        for look_up in (first_metadata, require_same_classes):
+            with pytest.raises(InputError, match="gone.json: no such file"):
+                look_up(["tiny_gone"])
+    finally:
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            catalog.pop("tiny_gone", None)
 
 
 def test_missing_folders_are_named(tmp_path):
@@ -159,9 +194,9 @@ def test_images_without_annotation_are_left_out_aloud(tmp_path, caplog):
 def test_categories_are_read_once_until_the_file_changes(tmp_path, monkeypatch):
     _, json_file, _ = tiny_panoptic.write(tmp_path)
     reads = []
-    original = coco_panoptic.read_panoptic_json
+    original = panoptic_json.read_panoptic_json
     monkeypatch.setattr(
-        coco_panoptic, "read_panoptic_json", lambda path: reads.append(path) or original(path)
+        panoptic_json, "read_panoptic_json", lambda path: reads.append(path) or original(path)
     )
     assert read_categories(json_file) == read_categories(json_file) == tiny_panoptic.CATEGORIES
     assert len(reads) == 1
@@ -176,7 +211,7 @@ def test_real_coco_agrees_with_detectron2s_numbering():
     assert len(records) == 100
     assert all(Path(record["file_name"]).is_file() for record in records)
     builtin = dataset_metadata("coco_2017_val_panoptic")
-    ours = coco_panoptic.panoptic_metadata(read_categories(json_file))
+    ours = panoptic_metadata(read_categories(json_file))
     assert ours["stuff_classes"] == builtin.stuff_classes
     assert ours["thing_dataset_id_to_contiguous_id"] == builtin.thing_dataset_id_to_contiguous_id
     assert ours["stuff_dataset_id_to_contiguous_id"] == builtin.stuff_dataset_id_to_contiguous_id

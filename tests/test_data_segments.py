@@ -4,7 +4,6 @@ from PIL import Image
 
 from mask_former.data.id_map import write_id_map
 from mask_former.data.segments import (
-    SegmentMap,
     read_panoptic_segments,
     read_semantic_segments,
     require_same_size,
@@ -24,11 +23,13 @@ def test_segments_follow_the_json_and_crowd_and_void_are_nothing(tmp_path):
     assert segments.classes.tolist() == [SKY, CAT, CAT]
 
 
-def test_semantic_label_derived_from_the_panoptic_one_keeps_crowds(tmp_path):
+@pytest.mark.parametrize("ignore_label", [255, SKY])
+def test_semantic_label_derived_from_the_panoptic_one_has_void_for_crowds(tmp_path, ignore_label):
     tiny_panoptic.write(tmp_path)
-    segments = read_semantic_segments(tiny_panoptic.record(tmp_path), num_classes=3, ignore_label=255)
-    assert segments.classes.tolist() == [SKY, CAT]  # both cats and the crowd are one segment
-    expected = [[0] * 6, [0, 1, 1, 1, 1, 255], [0, 1, 1, 1, 1, 1], [255, 255, 255, 255, 1, 1]]
+    record = tiny_panoptic.record(tmp_path)
+    segments = read_semantic_segments(record, num_classes=3, ignore_label=ignore_label)
+    assert segments.classes.tolist() == [SKY, CAT]  # both cats are one segment; the ignore label is a file's
+    expected = [[0] * 6, [0, 1, 1, 1, 1, 255], [0, 1, 1, 1, 255, 255], [255] * 6]
     np.testing.assert_array_equal(segments.class_map(void=255), expected)
 
 
@@ -85,13 +86,11 @@ def test_more_segments_than_a_byte_counts(tmp_path):
 
 
 def test_a_label_of_another_size_names_both_files():
-    segments = SegmentMap(np.zeros((4, 6), np.int32), np.zeros(0, np.int64))
-    record = {"file_name": "a.jpg", "pan_seg_file_name": "a_label.png"}
-    require_same_size(np.zeros((4, 6, 3), np.uint8), segments, record)
+    require_same_size((4, 6), (4, 6), "a_label.png", "a.jpg")
     with pytest.raises(
         InputError, match=r"a_label\.png: the label is 6×4 pixels, but its image a\.jpg is 4×6"
     ):
-        require_same_size(np.zeros((6, 4, 3), np.uint8), segments, record)
+        require_same_size((4, 6), (6, 4), "a_label.png", "a.jpg")
 
 
 def test_a_record_without_any_label_is_refused():

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from mask_former.errors import InputError
 from mask_former.evaluation import InstanceEvaluator
 from tests.evaluation_data import CAT, DOG, HEIGHT, SCENES, SKY, WIDTH, ground_truth, instance_output
 
@@ -87,6 +88,6 @@ def test_unfit_predictions_are_refused(tmp_path):
     small = instance_output()
     small["instances"]._image_size = (HEIGHT, WIDTH - 1)
     with pytest.raises(
-        ValueError, match=r"photo\.jpg: the instances are \(6, 9\), the ground truth \(6, 10\)"
+        InputError, match=r"0_panoptic\.png: the label is 10×6 pixels, but its image .*photo\.jpg is 9×6 "
     ):
         InstanceEvaluator(truth).process([{"file_name": truth.records[0]["file_name"]}], [small])

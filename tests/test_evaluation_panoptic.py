@@ -9,6 +9,7 @@ import pytest
 from panopticapi.evaluation import pq_compute_single_core
 
 from mask_former.data.id_map import read_id_map
+from mask_former.errors import InputError
 from mask_former.evaluation import PanopticEvaluator
 from mask_former.evaluation.predictions import unique_names
 from tests.evaluation_data import (
@@ -91,10 +92,19 @@ def test_reset_forgets(tmp_path):
 def test_errors_name_the_image(tmp_path):
     evaluator = PanopticEvaluator(ground_truth(tmp_path))
     first = evaluator.ground_truth.records[0]["file_name"]
-    with pytest.raises(ValueError, match=r"photo\.jpg: the prediction is 3×10, the ground truth 6×10"):
-        evaluator.process([{"file_name": first}], [panoptic_output(PREDICTIONS[0][0][:3], segments(_1=SKY))])
+    unlisted = panoptic_output(PREDICTIONS[0][0], segments(_1=SKY))
+    with pytest.raises(ValueError, match=r"side_0/photo\.jpg: "):
+        evaluator.process([{"file_name": first}], [unlisted])
     with pytest.raises(ValueError, match=r"other\.jpg is not an image of data set tiny"):
         evaluator.process([{"file_name": "other.jpg"}], [panoptic_output(*PREDICTIONS[0])])
+
+
+def test_a_label_of_another_size_than_the_image_names_both_files(tmp_path):
+    evaluator = PanopticEvaluator(ground_truth(tmp_path))
+    first = evaluator.ground_truth.records[0]["file_name"]
+    words = r"0_panoptic\.png: the label is 10×6 pixels, but its image .*side_0/photo\.jpg is 10×3 "
+    with pytest.raises(InputError, match=words):
+        evaluator.process([{"file_name": first}], [panoptic_output(PREDICTIONS[0][0][:3], segments(_1=SKY))])
 
 
 def test_kept_predictions_give_panopticapi_the_same_numbers(tmp_path):

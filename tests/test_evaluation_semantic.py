@@ -127,3 +127,12 @@ def test_label_beyond_the_classes_is_refused(tmp_path):
         InputError, match=r"0_semantic\.png: a pixel has class 7, but the model has classes 0\.\.3"
     ):
         evaluate(SemanticEvaluator(truth), random_maps(0), truth.records)
+
+
+@pytest.mark.parametrize(("without", "label"), [("", "0_semantic"), ("sem_seg_file_name", "0_panoptic")])
+def test_a_label_of_another_size_than_the_image_names_both_files(tmp_path, without, label):
+    truth = ground_truth(tmp_path, without=without)
+    maps = [classes[:, :-1] for classes in random_maps(0)]
+    words = rf"{label}\.png: the label is 10×6 pixels, but its image .*side_0/photo\.jpg is 9×6 "
+    with pytest.raises(InputError, match=words):
+        evaluate(SemanticEvaluator(truth), maps, truth.records)

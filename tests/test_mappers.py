@@ -8,7 +8,7 @@ from PIL import Image
 from mask_former.config import add_mask_former_config, load_config
 from mask_former.data.augmentations import PadToMultiple, crop_augmentations
 from mask_former.data.coco_panoptic import load_coco_panoptic
-from mask_former.data.id_map import write_id_map
+from mask_former.data.id_map import read_rgb_image, write_id_map
 from mask_former.data.mappers import MAPPERS, PanopticMapper, SemanticMapper, TestMapper, build_mapper
 from mask_former.errors import InputError, is_input_error, one_line
 from tests import tiny_panoptic
@@ -125,6 +125,33 @@ def test_padding_is_128_in_the_image_and_void_in_every_label(record):
     assert (sample["sem_seg"][4:] == 255).all() and (sample["sem_seg"][:, 6:] == 255).all()
 
 
+@pytest.mark.parametrize("name", ["mask_former_panoptic", "mask_former_semantic"])
+def test_the_size_without_padding_is_that_of_a_crop_smaller_than_the_padded_image(record, name):
+    cfg = official_like(name, 640)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP.SIZE = (320,), (640, 352)  # 4×6 becomes 320×480, then 320×352
+    cfg.INPUT.COLOR_AUG_SSD = False
+    np.random.seed(0)
+    sample = build_mapper(cfg, is_train=True)(record)
+    check_training_sample(sample, 640, 640)
+    assert sample["unpadded_size"] == (320, 352)
+    grey = (sample["image"] == 128).all(0)
+    assert grey[320:].all() and grey[:, 352:].all()
+    assert not grey[:320, :352].any(), "the image has no such pixel, so all that is grey is padding"
+
+
+def test_the_size_without_padding_is_the_images_own_when_there_is_none(record):
+    cfg = official_like("detr_panoptic", 32)
+    cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = "absolute_range", (384, 600)
+    cfg.INPUT.SIZE_DIVISIBILITY = 0
+    detr = build_mapper(cfg, is_train=True)
+    fits = PanopticMapper(augmentations=[PadToMultiple(2)], num_classes=3)
+    untouched = PanopticMapper(augmentations=[], num_classes=3)
+    for mapper in (detr, fits, untouched):
+        sample = mapper(record)
+        assert sample["unpadded_size"] == tuple(sample["image"].shape[1:])
+    assert untouched(record)["unpadded_size"] == (4, 6)
+
+
 def test_semantic_targets_by_hand(record, tmp_path):
     label = np.full((4, 6), 255, np.uint8)
     label[0], label[3, 2] = SKY, CAT
@@ -208,6 +235,28 @@ def test_a_label_of_another_size_is_refused(record, tmp_path):
         InputError, match=r"a_label\.png: the label is 4×6 pixels, but its image .*a\.png is 6×4"
     ):
         PanopticMapper(augmentations=[], num_classes=3)(record)
+
+
+def test_the_label_that_was_read_is_the_one_named(record, tmp_path):
+    Image.fromarray(np.zeros((6, 4), np.uint8)).save(tmp_path / "sem.png")
+    both = {**record, "sem_seg_file_name": str(tmp_path / "sem.png")}
+    with pytest.raises(InputError, match=r"sem\.png: the label is 4×6 pixels, but its image .*a\.png is 6×4"):
+        SemanticMapper(augmentations=[], num_classes=3)(both)
+    assert len(PanopticMapper(augmentations=[], num_classes=3)(both)["instances"]) == 3
+
+
+def test_the_test_mapper_takes_an_image_as_it_takes_a_file(record):
+    mapper = TestMapper(min_size=8, max_size=99, image_format="BGR")
+    from_file, from_image = mapper(record), mapper.from_image(read_rgb_image(record["file_name"]))
+    assert set(from_image) == {"image", "height", "width"}
+    assert torch.equal(from_image["image"], from_file["image"]) and from_image["image"].shape == (3, 8, 12)
+    assert (from_image["height"], from_image["width"]) == (4, 6)
+
+
+def test_an_image_too_narrow_for_the_test_size_is_named(record, tmp_path):
+    Image.new("RGB", (9000, 1)).save(tmp_path / "line.png")
+    with pytest.raises(InputError, match=r"line\.png: an image of 9000×1 pixels is too narrow"):
+        TestMapper(min_size=32, max_size=64)({**record, "file_name": str(tmp_path / "line.png")})
 
 
 def test_panoptic_training_on_semantic_labels_is_refused(record):

@@ -1,7 +1,6 @@
 """tools/predict.py: with a stub for the model, and once with a real tiny one."""
 
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -184,11 +183,35 @@ def test_predictor_respects_the_channel_order(tmp_path):
     assert torch.equal(results[0]["sem_seg"], results[1]["sem_seg"])
 
 
-def test_predictor_warns_of_entries_that_stay_random(tmp_path, caplog):
-    state = {name: value for name, value in tiny_model().state_dict().items() if name.startswith("backbone")}
-    torch.save({"model": state}, tmp_path / "backbone.pth")
-    Predictor(tiny_config(), tmp_path / "backbone.pth")
-    assert any("which stay random" in r.message for r in caplog.records if r.levelno == logging.WARNING)
+@pytest.mark.parametrize("kept", ["backbone.", "sem_seg_head."])
+def test_predictor_refuses_a_part_of_a_model(tmp_path, kept):
+    state = {name: value for name, value in tiny_model().state_dict().items() if name.startswith(kept)}
+    torch.save({"model": state}, tmp_path / "part.pth")
+    with pytest.raises(InputError, match=r"part\.pth is not a checkpoint of this model: .*missing.*use a"):
+        Predictor(tiny_config(), tmp_path / "part.pth")
+
+
+def test_predictor_does_without_the_criterions_entries(tmp_path):
+    state = tiny_model().state_dict()
+    assert any(name.startswith("criterion.") for name in state)
+    state = {name: value for name, value in state.items() if not name.startswith("criterion.")}
+    torch.save({"model": state}, tmp_path / "weights.pth")
+    assert all(
+        name.startswith("criterion.")
+        for name in Predictor(tiny_config(), tmp_path / "weights.pth").report.missing
+    )
+
+
+def test_predictor_needs_no_imagenet_weights_of_a_timm_backbone(tmp_path):
+    timm = {"MODEL.BACKBONE.NAME": "build_timm_backbone", "MODEL.TIMM.NAME": "resnet18"}
+    trained = tiny_model(timm).state_dict()
+    torch.save({"model": trained}, tmp_path / "weights.pth")
+    cfg = tiny_config({**timm, "MODEL.TIMM.WEIGHTS": str(tmp_path / "gone.pth")})
+    cfg.freeze()
+    predictor = Predictor(cfg, tmp_path / "weights.pth")
+    name = "backbone.body.conv1.weight"
+    assert torch.equal(predictor.model.state_dict()[name], trained[name])
+    assert cfg.MODEL.TIMM.WEIGHTS.endswith("gone.pth"), "the caller's configuration stays as it is"
 
 
 def test_predictor_refuses_a_device_that_is_not_there(tmp_path):

@@ -130,9 +130,11 @@ def test_losses_and_gradients(run: Run) -> None:
     assert norms.keys() == expected.keys()
     assert norms.pop(NO_GRADIENT) < 1e-4 * largest
     assert expected.pop(NO_GRADIENT) < 1e-4 * largest
-    # The slack, float32's accuracy beside the largest norm, is for query_embed.weight of the panoptic model:
-    # its norm is 0.2 beside 2500, and the reference's is 0.6 % away from a float64 computation.
-    assert norms == pytest.approx(expected, rel=1e-3, abs=1e-6 * largest)
+    # Of the panoptic model this norm is 0.19 where others are thousands: the float32 reference is 0.6 % away
+    # from a float64 computation, from which ours is 0.03 % away.
+    queries = "sem_seg_head.predictor.query_embed.weight"
+    assert norms.pop(queries) == pytest.approx(expected.pop(queries), rel=1e-2)
+    assert norms == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.fixture(scope="module")

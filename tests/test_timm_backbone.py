@@ -184,5 +184,12 @@ def test_weights_from_safetensors_and_without_counters(tmp_path):
 
 
 def test_missing_weights_file_is_named(tmp_path):
-    with pytest.raises(InputError, match="no weights file at .*absent.pth"):
-        TimmBackbone(name="resnet18", weights=str(tmp_path / "absent.pth"))
+    path = str(tmp_path / "absent.pth")
+    with pytest.raises(
+        InputError, match="no weights file at .*absent.pth: put timm's state dict of resnet18"
+    ):
+        TimmBackbone(name="resnet18", weights=path)
+    with pytest.raises(InputError) as caught:
+        TimmBackbone(name="tf_efficientnet_lite0", weights=path)
+    command = f"python tools/convert_efficientnet_lite.py --variant lite0 --output {path}`"
+    assert command in str(caught.value) and "MODEL.TIMM.WEIGHTS ''" in str(caught.value)

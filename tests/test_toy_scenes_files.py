@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from panopticapi.evaluation import pq_compute_single_core
 from PIL import Image
 
+from mask_former.config import load_config
 from mask_former.data.coco_panoptic import load_coco_panoptic
 from mask_former.data.toy_scenes import AMBIGUOUS_PAIRS, CATEGORIES, render_scene, write_toy_scenes
 from mask_former.errors import InputError, run_cli
-from tools.render_toy_scenes import main
+from tests.real_data import REPOSITORY
+from tools.render_toy_scenes import main, parse_arguments
 
 NAMES = {category["id"]: category["name"] for category in CATEGORIES}
 IDS = {category["name"]: category["id"] for category in CATEGORIES}
@@ -129,3 +132,15 @@ def test_arguments_out_of_range_are_refused(tmp_path, arguments):
     with pytest.raises(InputError, match="toy scenes: .*use"):
         write_toy_scenes(tmp_path / "toy", **(usual | arguments))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file", ["docs/toy_scenes.md", "configs/toy/maskformer_tiny.yaml"])
+def test_the_command_that_is_told_renders_what_the_toy_configuration_reads(file):
+    """The tool's defaults, at the size and in the folder of configs/toy."""
+    command = re.search(r"python tools/render_toy_scenes\.py ([^#\n]+)", (REPOSITORY / file).read_text())
+    told = parse_arguments(command[1].split())
+    assert told == parse_arguments(["datasets/toy"])
+    cfg = load_config(REPOSITORY / "configs/toy/maskformer_tiny.yaml")
+    assert (told.size,) == tuple(cfg.INPUT.MIN_SIZE_TRAIN) and told.size == cfg.INPUT.MIN_SIZE_TEST
+    images = [Path("datasets", paths.IMAGES) for paths in cfg.DATASETS.COCO_PANOPTIC.values()]
+    assert images == [told.output / "train", told.output / "val"]

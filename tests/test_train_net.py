@@ -24,8 +24,10 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     """A finished run's folder and the results of its last evaluation."""
     folder = tmp_path_factory.mktemp("run")
     options = {"TEST__EVAL_PERIOD": 2, "TEST__KEEP_PREDICTIONS": True, "TEST__EXPECTED_RESULTS": "[]"}
-    train(data, arguments(folder, **options))
-    return folder, json.loads((folder / "inference/toy_val/metrics.json").read_text())
+    returned = train(data, arguments(folder, **options))
+    written = json.loads((folder / "inference/toy_val/metrics.json").read_text())
+    assert returned["sem_seg"]["mIoU"] == pytest.approx(written["sem_seg"]["mIoU"])
+    return folder, written
 
 
 def rows(folder: Path, key: str) -> list[dict[str, Any]]:

@@ -21,12 +21,15 @@ import numpy as np
 from tqdm import tqdm
 
 import _path  # noqa: F401  (puts the repository's root on sys.path)
-from mask_former.data.id_map import read_rgb_image
+from mask_former.data.catalog import panoptic_metadata
+from mask_former.data.coco_panoptic import load_coco_panoptic
+from mask_former.data.id_map import read_id_map, read_rgb_image
+from mask_former.drawing import draw_panoptic
 from mask_former.errors import InputError, run_cli
 from tools.project import require_writable
 
 ROOT = _path.ROOT
-SCENES = {"train": 400, "val": 60, "size": 128, "seed": 0}
+SCENES = {"train": 400, "val": 40, "size": 128, "seed": 0}
 PICTURES = 8
 
 
@@ -62,16 +65,17 @@ def finish(process: subprocess.Popen[bytes], log: Path) -> None:
         )
 
 
-def train(model: Model, output: Path, environment: dict[str, str], overrides: Sequence[str]) -> None:
+def train(model: Model, output: Path, environment: dict[str, str], iterations: int) -> None:
     """Train and evaluate one model, with a bar that follows the losses it writes."""
     folder = output / model.name
     folder.mkdir(parents=True, exist_ok=True)
     metrics = folder / "metrics.json"
     metrics.unlink(missing_ok=True)
-    command = ["tools/train_net.py", "--config-file", model.config, "OUTPUT_DIR", str(folder), *overrides]
+    command = ["tools/train_net.py", "--config-file", model.config]
+    command += ["OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", str(iterations)]
     process = run(command, output / f"{model.name}.log", environment)
     try:
-        with tqdm(total=total_iterations(model, overrides), desc=model.title, unit="step") as bar:
+        with tqdm(total=iterations, desc=model.title, unit="step") as bar:
             while process.poll() is None:
                 time.sleep(0.5)
                 show_progress(metrics, bar)
@@ -82,12 +86,6 @@ def train(model: Model, output: Path, environment: dict[str, str], overrides: Se
     finish(process, output / f"{model.name}.log")
 
 
-def total_iterations(model: Model, overrides: Sequence[str]) -> int:
-    from tools.project import project_config
-
-    return project_config(ROOT / model.config, overrides).SOLVER.MAX_ITER
-
-
 def show_progress(metrics: Path, bar: "tqdm[None]") -> None:
     """Bring the bar to the last line of detectron2's metrics.json."""
     lines = metrics.read_text().splitlines() if metrics.exists() else []
@@ -95,7 +93,8 @@ def show_progress(metrics: Path, bar: "tqdm[None]") -> None:
     losses = [row for row in rows if "total_loss" in row]
     if losses:
         bar.n = losses[-1]["iteration"] + 1
-        bar.set_postfix(loss=f"{losses[-1]['total_loss']:.2f}")
+        evaluating = " (evaluating)" if bar.n == bar.total else ""
+        bar.set_postfix_str(f"loss={losses[-1]['total_loss']:.2f}{evaluating}")
 
 
 def results(folder: Path) -> dict[str, float]:
@@ -125,14 +124,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output/demo", help="default: output/demo")
-    parser.add_argument("--iterations", type=int, help="of each model; default: the configuration's")
+    parser.add_argument("--iterations", type=int, default=150, help="of each model (default: %(default)s)")
     args = parser.parse_args()
     output = require_writable(args.output).resolve()
     began = time.monotonic()
     datasets = output / "datasets"
     environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
     os.environ.update(environment)
-    overrides = ["SOLVER.MAX_ITER", str(args.iterations)] if args.iterations else []
 
     print("1. render scenes in which some things can only be told by what surrounds them")
     options = [f"--{key}={value}" for key, value in SCENES.items()]
@@ -146,7 +144,7 @@ def main() -> None:
     )
     print("2. train and evaluate")
     for model in MODELS:
-        train(model, output, environment, overrides)
+        train(model, output, environment, args.iterations)
     print("3. draw")
     draw(output, environment, datasets)
     report(output, time.monotonic() - began)
@@ -155,7 +153,8 @@ def main() -> None:
 def draw(output: Path, environment: dict[str, str], datasets: Path) -> None:
     """Overlays of every model for the first validation pictures, and one sheet of all beside the truth."""
     pictures = sorted((datasets / "toy/val").iterdir())[:PICTURES]
-    columns = {"image": datasets / "toy/val"}
+    columns = {"image": datasets / "toy/val", "truth": output / "truth"}
+    draw_truth(datasets, [picture.stem for picture in pictures], columns["truth"])
     for model in MODELS:
         folder, log = output / model.name / "pictures", output / f"{model.name}_predict.log"
         weights = output / model.name / "model_final.pth"
@@ -164,6 +163,24 @@ def draw(output: Path, environment: dict[str, str], datasets: Path) -> None:
         finish(run(command, log, environment), log)
         columns[model.title] = folder / "overlays"
     contact_sheet(columns, [picture.stem for picture in pictures], output / "pictures.png")
+
+
+def draw_truth(datasets: Path, names: Sequence[str], folder: Path) -> None:
+    """The labels of the validation pictures called `names`, drawn as predictions are."""
+    annotations = datasets / "toy/annotations"
+    records = load_coco_panoptic(
+        datasets / "toy/val", annotations / "panoptic_val.json", annotations / "panoptic_val"
+    )
+    classes = panoptic_metadata(json.loads((annotations / "panoptic_val.json").read_text())["categories"])
+    folder.mkdir(exist_ok=True)
+    for record in records:
+        name = Path(record["file_name"]).stem
+        if name in names:
+            image, ids = read_rgb_image(record["file_name"]), read_id_map(record["pan_seg_file_name"])
+            shown = draw_panoptic(
+                image, ids, record["segments_info"], classes["stuff_classes"], classes["stuff_colors"]
+            )
+            cv2.imwrite(str(folder / f"{name}.png"), shown[..., ::-1])
 
 
 def report(output: Path, seconds: float) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 import _path  # noqa: F401
+from mask_former.atomic_write import replace_file
 from mask_former.data.ade20k import (
     FOLDER,
     SPLIT_FOLDERS,
@@ -40,7 +41,6 @@ from mask_former.data.id_map import (
     read_class_map,
     read_image_size,
     read_rgb_label,
-    replace_file,
     write_id_map,
     write_png,
 )

@@ -1,6 +1,7 @@
 """What every tool does first: the configuration with all the project's keys, and a device that exists."""
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,11 +34,10 @@ def project_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
 def require_writable(folder: str | Path) -> Path:
     """Make the folder if need be; InputError when nothing can be written there."""
     folder = Path(folder)
-    probe = folder / ".writable"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # a name of its own: every process of a run asks
+            pass
     except OSError as error:
         raise InputError(
             f"cannot write to {folder}: {error.strerror}; choose another folder or mend its rights"

@@ -1,10 +1,11 @@
 """Render the toy scenes, a small panoptic data set in which some classes can only be told by context.
 
-    python tools/render_toy_scenes.py datasets/toy_scenes
-    python tools/render_toy_scenes.py /tmp/toy --train 1000 --val 200 --size 128 --seed 1 --workers 4
+    python tools/render_toy_scenes.py datasets/toy --train 400 --val 60 --size 128
+    python tools/render_toy_scenes.py /tmp/other --train 1000 --val 200 --size 160 --seed 1 --workers 4
 
-Writes images, COCO panoptic annotations and the list of ambiguous things (docs/toy_scenes.md). A second call
-with the same arguments does nothing; one with other arguments wants another folder.
+The first is what configs/toy reads, and the tool's default. Writes images, COCO panoptic annotations and the
+list of ambiguous things (docs/toy_scenes.md). A second call with the same arguments does nothing; one with
+other arguments wants another folder.
 """
 
 import argparse
@@ -24,9 +25,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", type=Path, help="the folder to make")
-    parser.add_argument("--train", type=int, default=200, help="training images (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=50, help="validation images (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=160, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=400, help="training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=60, help="validation images (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side in pixels (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="another seed, other scenes (default: %(default)s)"
     )

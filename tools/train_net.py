@@ -1,8 +1,8 @@
 """Train or evaluate a model.
 
-    python tools/train_net.py --config-file configs/ade20k/maskformer_r50.yaml --num-gpus 4
-    python tools/train_net.py --config-file configs/toy/maskformer_tiny.yaml SOLVER.MAX_ITER 200 OUTPUT_DIR
-    output/try python tools/train_net.py --config-file F --resume
+    python tools/train_net.py --config-file configs/ade20k/maskformer_r50_pisr.yaml --num-gpus 4
+    python tools/train_net.py --config-file configs/toy/maskformer_tiny.yaml SOLVER.MAX_ITER 200
+    python tools/train_net.py --config-file F --resume
     python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS output/model_final.pth
 
 Everything goes to OUTPUT_DIR: log.txt, config.yaml, metrics.json (a line every 20 iterations), TensorBoard
@@ -23,6 +23,7 @@ from detectron2.utils.logger import setup_logger
 import _path  # noqa: F401  (puts the repository's root on sys.path)
 from mask_former.checkpoint import Checkpointer
 from mask_former.errors import InputError, run_cli
+from mask_former.prediction import build_blank_model
 from mask_former.trainer import Trainer
 from tools.project import project_config, require_writable
 
@@ -47,17 +48,24 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with --eval-only; returns the results of the evaluation, if there was one."""
     cfg = setup(args)
     if args.eval_only:
-        if not cfg.MODEL.WEIGHTS and not args.resume:
-            raise InputError(
-                "--eval-only needs weights: add MODEL.WEIGHTS FILE (or --resume for the run's last)"
-            )
-        model = Trainer.build_model(cfg)
-        checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, skip_mismatch=cfg.MODEL.WEIGHTS_SKIP_MISMATCH)
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return Trainer.test(cfg, model)
+        return evaluate(cfg, args.resume)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict[str, Any]:
+    """Results of MODEL.WEIGHTS, or of the last checkpoint in OUTPUT_DIR, on DATASETS.TEST."""
+    if not cfg.MODEL.WEIGHTS and not last_checkpoint:
+        raise InputError("--eval-only needs weights: add MODEL.WEIGHTS FILE (or --resume for the run's last)")
+    model = build_blank_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, complete=True)
+    if last_checkpoint and not checkpointer.has_checkpoint():
+        raise InputError(
+            f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint; set OUTPUT_DIR to the run's folder"
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=last_checkpoint)
+    return Trainer.test(cfg, model)
 
 
 def cli() -> None:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
-from mask_former.data.catalog import IGNORE_LABEL, class_colors, datasets_root
-from mask_former.data.coco_panoptic import Record, load_coco_panoptic, read_categories, register_panoptic
+from mask_former.data.catalog import IGNORE_LABEL, class_colors, datasets_root, panoptic_metadata
+from mask_former.data.coco_panoptic import Record, load_coco_panoptic
+from mask_former.data.panoptic_json import read_categories
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,9 @@ def register_ade20k() -> None:
     for split in SPLIT_FOLDERS:
         name = f"ade20k_panoptic_{split}"
         if name not in DatasetCatalog.list():
-            load = partial(load_ade20k_panoptic, root, split)
-            register_panoptic(
-                name, panoptic_paths(root, split), ade20k_categories(), load, "ade20k_panoptic_seg"
+            DatasetCatalog.register(name, partial(load_ade20k_panoptic, root, split))
+            MetadataCatalog.get(name).set(
+                **panoptic_paths(root, split),
+                **panoptic_metadata(ade20k_categories()),
+                evaluator_type="ade20k_panoptic_seg",
             )

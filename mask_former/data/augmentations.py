@@ -92,6 +92,12 @@ class PadToMultiple(T.Augmentation):
         return PadTransform(0, 0, right, below, width, height, IMAGE_PAD_VALUE, VOID_INDEX)
 
 
+def size_before_padding(transforms: T.TransformList, size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of the image before a padding that came last; `size`, that after all, without one."""
+    last = transforms.transforms[-1] if transforms.transforms else None
+    return (last.orig_h, last.orig_w) if isinstance(last, PadTransform) else size
+
+
 def crop_augmentations(
     *,
     min_sizes: Sequence[int],

@@ -9,17 +9,22 @@ visualisers work unchanged.
 import colorsys
 import difflib
 import itertools
+import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
+from mask_former.data.panoptic_json import read_categories
 from mask_former.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 IGNORE_LABEL = 255  # value of pixels without a class in semantic labels
+BUILTIN_DATASETS = frozenset(DatasetCatalog.list())  # those that detectron2 registers by itself
 
 
 def datasets_root() -> Path:
@@ -104,18 +109,86 @@ def dataset_records(name: str) -> list[dict[str, Any]]:
 
 
 def dataset_metadata(name: str) -> Metadata:
-    """The metadata of a registered data set; InputError when unknown (detectron2 makes up an empty one)."""
+    """The metadata of a registered data set; its classes are read from its JSON when they are not known yet.
+
+    InputError when the data set is unknown (detectron2 makes up an empty one) or its JSON missing or unfit.
+    """
     _require_registered(name)
-    return MetadataCatalog.get(name)
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("stuff_classes") and metadata.get("panoptic_json"):
+        metadata.set(**panoptic_metadata(read_categories(metadata.panoptic_json)))
+    return metadata
+
+
+def first_metadata(names: Sequence[str]) -> Metadata:
+    """The metadata of the first of these data sets (at least one) whose classes this machine has.
+
+    A machine that evaluates need not have the training data. InputError naming the first one's JSON when
+    none is there.
+    """
+    return dataset_metadata(_with_classes_here(names)[0])
+
+
+def require_same_classes(names: Sequence[str]) -> Metadata:
+    """`first_metadata`, once the data sets (at least one) are known to have the same classes.
+
+    That is: the same names in the same order and, where both have a thing/stuff split, the same split. Those
+    whose JSON is not on this machine are not compared, with a warning. InputError names two that differ and
+    the first difference, or one that has no classes for segmentation.
+    """
+    classes = {name: dataset_metadata(name) for name in _with_classes_here(names)}
+    for name in names:
+        if name not in classes:
+            logger.warning("data set %s is not here: its classes are not compared with the others'", name)
+        elif not classes[name].get("stuff_classes"):
+            raise InputError(
+                f"data set {name} has boxes or instances only; DATASETS needs panoptic or semantic labels"
+            )
+    for (one, its), (other, others) in itertools.combinations(classes.items(), 2):
+        difference = _first_difference(its, others)
+        if difference:
+            raise InputError(
+                f"data sets {one} and {other} differ in their classes: {difference}; "
+                "all of DATASETS.TRAIN and TEST must have the same"
+            )
+    return next(iter(classes.values()))
+
+
+def _with_classes_here(names: Sequence[str]) -> list[str]:
+    """The data sets whose classes are known or can be read; only the first of all when there is none."""
+    here = []
+    for name in names:
+        _require_registered(name)
+        metadata = MetadataCatalog.get(name)
+        json_file = metadata.get("panoptic_json")
+        if metadata.get("stuff_classes") or not json_file or Path(json_file).exists():
+            here.append(name)
+    return here or list(names[:1])
+
+
+def _first_difference(first: Metadata, other: Metadata) -> str | None:
+    """The first class that two data sets call differently, or that is a thing in one of them only."""
+    name_lists = ([name.strip() for name in metadata.stuff_classes] for metadata in (first, other))
+    for index, (here, there) in enumerate(itertools.zip_longest(*name_lists)):
+        if here != there:
+            ours, theirs = ("absent" if name is None else repr(name) for name in (here, there))
+            return f"class {index} is {ours} in the one, {theirs} in the other"
+    if all(metadata.get("thing_dataset_id_to_contiguous_id") is not None for metadata in (first, other)):
+        for index in sorted(set(thing_ids(first)) ^ set(thing_ids(other))):
+            ours, theirs = ("a thing" if index in thing_ids(m) else "stuff" for m in (first, other))
+            name = first.stuff_classes[index]
+            return f"class {index} ({name}) is {ours} in the one, {theirs} in the other"
+    return None
 
 
 def _require_registered(name: str) -> None:
-    known = sorted(DatasetCatalog.list())
+    known = DatasetCatalog.list()
     if name in known:
         return
-    near = difflib.get_close_matches(name, known, n=3)
+    near = difflib.get_close_matches(name, sorted(known), n=3)
     guess = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
+    own = [key for key in known if key not in BUILTIN_DATASETS or key.startswith("ade20k_")]
     raise InputError(
         f"unknown data set {name!r}: {guess}register your own under DATASETS.COCO_PANOPTIC; "
-        f"known: {', '.join(known)}"
+        f"known, besides detectron2's: {', '.join(sorted(own))}"
     )

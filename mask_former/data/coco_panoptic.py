@@ -10,10 +10,8 @@ by ascending dataset id. A record is a dict: file_name, image_id, height, width,
 segments_info, a list of {"id", "category_id" (contiguous), "iscrowd" 0 or 1, "isthing", "area", "bbox"}.
 """
 
-import json
 import logging
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_former.data.catalog import datasets_root, panoptic_metadata
 from mask_former.data.id_map import MAX_ID
+from mask_former.data.panoptic_json import checked_categories, read_panoptic_json, require_keys
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,10 @@ Record = dict[str, Any]
 
 
 def register_from_config(cfg: CfgNode) -> None:
-    """Register every data set of cfg.DATASETS.COCO_PANOPTIC; may be called again with the same paths."""
+    """Register every data set of cfg.DATASETS.COCO_PANOPTIC; may be called again with the same paths.
+
+    No file is read or looked for: a data set that is not used, or only its JSON, may be missing.
+    """
     for name, paths in cfg.DATASETS.COCO_PANOPTIC.items():
         given = dict(paths) if isinstance(paths, Mapping) else {}
         are_paths = all(path and isinstance(path, str) for path in given.values())
@@ -50,31 +52,17 @@ def register_coco_panoptic(
     *,
     evaluator_type: str = "coco_panoptic_seg",
 ) -> None:
-    """Register a data set under `name`; the JSON is read now for its classes, the records when they are used.
+    """Register a data set under `name`; its JSON is read when `dataset_metadata` or `dataset_records` asks.
 
     Nothing happens when the same paths are registered already. InputError when `name` stands for something
-    else, or the JSON is missing or lacks usable categories.
+    else.
     """
     paths = {"image_root": str(image_root), "panoptic_json": str(json_file), "panoptic_root": str(png_root)}
     if name in DatasetCatalog.list():
         _require_same_paths(name, paths)
         return
-    categories = read_categories(json_file)
-    register_panoptic(
-        name, paths, categories, lambda: load_coco_panoptic(image_root, json_file, png_root), evaluator_type
-    )
-
-
-def register_panoptic(
-    name: str,
-    paths: Mapping[str, str],
-    categories: list[dict[str, Any]],
-    load: Callable[[], list[Record]],
-    evaluator_type: str,
-) -> None:
-    """Put a panoptic data set with known classes into detectron2's catalogs; `load` returns its records."""
-    DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(**paths, **panoptic_metadata(categories), evaluator_type=evaluator_type)
+    DatasetCatalog.register(name, lambda: load_coco_panoptic(image_root, json_file, png_root))
+    MetadataCatalog.get(name).set(**paths, evaluator_type=evaluator_type)
 
 
 def load_coco_panoptic(image_root: str | Path, json_file: str | Path, png_root: str | Path) -> list[Record]:
@@ -88,7 +76,7 @@ def load_coco_panoptic(image_root: str | Path, json_file: str | Path, png_root: 
         if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder of {key}s; check its path and $DETECTRON2_DATASETS")
     content = read_panoptic_json(json_file)
-    metadata = panoptic_metadata(_checked_categories(content, json_file))
+    metadata = panoptic_metadata(checked_categories(content, json_file))
     things = metadata["thing_dataset_id_to_contiguous_id"]
     contiguous = {**things, **metadata["stuff_dataset_id_to_contiguous_id"]}
     images = _images_by_id(content["images"], json_file)
@@ -118,48 +106,6 @@ def load_coco_panoptic(image_root: str | Path, json_file: str | Path, png_root: 
         left_out = len(images) - len(records)
         logger.warning("%s: %d listed images have no annotation and are left out", json_file, left_out)
     return list(records.values())
-
-
-def read_panoptic_json(json_file: str | Path) -> dict[str, Any]:
-    """The content of a COCO-panoptic JSON; InputError when it is missing, not JSON, or lacks a list."""
-    try:
-        content = json.loads(Path(json_file).read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"{json_file}: no such file; check its path and $DETECTRON2_DATASETS") from error
-    except OSError as error:
-        raise InputError(f"{json_file}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        raise InputError(f"{json_file}: is not JSON ({error}); write or fetch it again") from error
-    lists = ("images", "annotations", "categories")
-    require_keys(content, lists, str(json_file))
-    for key in lists:
-        if not isinstance(content[key], list):
-            raise InputError(f"{json_file}: {key!r} must be a list, as in COCO's panoptic format")
-    return content
-
-
-def read_categories(json_file: str | Path) -> list[dict[str, Any]]:
-    """The categories {"id", "name", "isthing"} of a COCO-panoptic JSON, cached until the file changes."""
-    path = Path(json_file)
-    # only the classes are kept: the content of a large JSON takes gigabytes
-    return _cached_categories(path, path.stat().st_mtime_ns if path.exists() else 0)
-
-
-@lru_cache(maxsize=64)
-def _cached_categories(path: Path, _modified: int) -> list[dict[str, Any]]:
-    return _checked_categories(read_panoptic_json(path), path)
-
-
-def _checked_categories(content: Mapping[str, Any], json_file: str | Path) -> list[dict[str, Any]]:
-    categories = content["categories"]
-    for position, category in enumerate(categories):
-        require_keys(category, ("id", "name", "isthing"), f"{json_file}: categories[{position}]")
-    ids = [category["id"] for category in categories]
-    if not ids or len(set(ids)) < len(ids) or not all(isinstance(key, int) for key in ids):
-        raise InputError(
-            f"{json_file}: 'categories' must list at least one class, each with an integer id of its own"
-        )
-    return categories
 
 
 def _images_by_id(images: list[Any], json_file: str | Path) -> dict[Any, Mapping[str, Any]]:
@@ -196,13 +142,6 @@ def _segments(
             "isthing": category in things,
         }
     return list(converted.values())
-
-
-def require_keys(entry: Any, keys: tuple[str, ...], where: str) -> None:
-    """Raise InputError naming the first of `keys` that `entry`, a part of a JSON file, does not have."""
-    for key in keys:
-        if not isinstance(entry, Mapping) or key not in entry:
-            raise InputError(f"{where} has no {key!r}; the file must follow COCO's panoptic format")
 
 
 def _require_same_paths(name: str, paths: Mapping[str, str]) -> None:

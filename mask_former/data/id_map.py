@@ -4,18 +4,14 @@ Shape legend: H×W the image, n the segments of a map.
 A panoptic PNG codes the segment of a pixel as id = R + 256 G + 65536 B; id 0 is void.
 """
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy.ndimage import find_objects
 
+from mask_former.atomic_write import replace_file
 from mask_former.errors import InputError
 
 VOID_ID = 0
@@ -100,21 +96,6 @@ def write_png(path: str | Path, pixels: np.ndarray) -> None:
     """Write uint8 H×W or H×W×3 (RGB) as PNG; the file appears whole or not at all."""
     with replace_file(path) as file:
         Image.fromarray(pixels).save(file, format="PNG")
-
-
-@contextmanager
-def replace_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which takes the place of `path` at the end: nobody ever reads half of it."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def unique_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,10 +1,11 @@
 """From a data set's record to a sample: read, augment, build targets. A class per INPUT.DATASET_MAPPER_NAME.
 
-Shape legend: H×W the image after augmentation, n the segments that are left in it.
+Shape legend: H×W the image after augmentation and padding, n the segments that are left in it.
 A training sample is a dict:
     image      uint8 tensor 3×H×W, 0..255, RGB (INPUT.FORMAT "BGR" reverses the channels)
     instances  Instances of size H×W: gt_classes int64 (n,), gt_masks bool n×H×W; no mask is empty, n may be 0
     sem_seg    int64 H×W, ignore_label where void (semantic mapper only)
+    unpadded_size  (height, width) of the image without padding, its top left corner; H×W when there is none
     height, width (of the image in the file), file_name, image_id
 A test sample has no instances, and keeps all other entries of the record for the evaluators.
 """
@@ -25,6 +26,7 @@ from mask_former.data.augmentations import (
     Step,
     crop_augmentations,
     detr_augmentations,
+    size_before_padding,
 )
 from mask_former.data.id_map import read_rgb_image
 from mask_former.data.segments import (
@@ -33,6 +35,7 @@ from mask_former.data.segments import (
     read_panoptic_segments,
     read_semantic_segments,
     require_same_size,
+    semantic_label_file,
 )
 from mask_former.errors import InputError
 
@@ -76,20 +79,25 @@ class TrainingMapper:
             pad_divisor=cfg.INPUT.SIZE_DIVISIBILITY,
         )
 
+    def label_file(self, record: Mapping[str, Any]) -> str:
+        """The label to read; InputError when the record has none of the kind."""
+        raise NotImplementedError
+
     def read_segments(self, record: Mapping[str, Any]) -> SegmentMap:
         raise NotImplementedError
 
     def __call__(self, record: Mapping[str, Any]) -> Sample:
         """The sample of one record (see the module's docstring); InputError says what is wrong with it."""
-        image = read_rgb_image(record["file_name"])
+        image, label_file = read_rgb_image(record["file_name"]), self.label_file(record)
         segments = self.read_segments(record)
-        require_same_size(image, segments, record)
+        require_same_size(segments.index.shape, image.shape[:2], label_file, record["file_name"])
         augmented = SegmentInput(image, segments)
-        self.augmentations(augmented)
+        transforms = self.augmentations(augmented)
         segments = SegmentMap(augmented.sem_seg, segments.classes)
         return {
             "image": _to_tensor(augmented.image, self.image_format),
             "instances": build_targets(segments),
+            "unpadded_size": size_before_padding(transforms, augmented.image.shape[:2]),
             "height": image.shape[0],
             "width": image.shape[1],
             "file_name": record["file_name"],
@@ -105,12 +113,15 @@ class TrainingMapper:
 class PanopticMapper(TrainingMapper):
     """One target per segment of the panoptic label; crowd regions are void."""
 
-    def read_segments(self, record: Mapping[str, Any]) -> SegmentMap:
+    def label_file(self, record: Mapping[str, Any]) -> str:
         if "pan_seg_file_name" not in record:
             raise InputError(
                 f"{record['file_name']}: its data set has no panoptic labels; use one that has, or set "
                 f"INPUT.DATASET_MAPPER_NAME to mask_former_semantic"
             )
+        return record["pan_seg_file_name"]
+
+    def read_segments(self, record: Mapping[str, Any]) -> SegmentMap:
         return read_panoptic_segments(record, self.num_classes)
 
 
@@ -124,6 +135,9 @@ class DetrPanopticMapper(PanopticMapper):
 
 class SemanticMapper(TrainingMapper):
     """One target per class that is present in the semantic label, and the label itself."""
+
+    def label_file(self, record: Mapping[str, Any]) -> str:
+        return semantic_label_file(record)
 
     def read_segments(self, record: Mapping[str, Any]) -> SegmentMap:
         return read_semantic_segments(record, self.num_classes, self.ignore_label)
@@ -154,15 +168,25 @@ class TestMapper:
         )
 
     def __call__(self, record: Mapping[str, Any]) -> Sample:
-        image = read_rgb_image(record["file_name"])
-        resized = self.resize.get_transform(image).apply_image(image)
-        return {
-            **record,
-            "image": _to_tensor(resized, self.image_format),
-            "height": image.shape[0],
-            "width": image.shape[1],
-            "image_id": _image_id(record),
-        }
+        """The record with the model's input; InputError names the file."""
+        rgb = read_rgb_image(record["file_name"])
+        try:
+            sample = self.from_image(rgb)
+        except InputError as error:
+            raise InputError(f"{record['file_name']}: {error}") from error
+        return {**record, **sample, "image_id": _image_id(record)}
+
+    def from_image(self, rgb: np.ndarray) -> Sample:
+        """The model's input for a uint8 H×W×3 RGB image: `image` at test size, `height` and `width` as given.
+
+        InputError when the image is too narrow to be resized.
+        """
+        height, width = rgb.shape[:2]
+        resize = self.resize.get_transform(rgb)
+        if min(getattr(resize, "new_h", 1), getattr(resize, "new_w", 1)) < 1:
+            raise InputError(f"an image of {width}×{height} pixels is too narrow to be resized; crop it")
+        image = _to_tensor(resize.apply_image(rgb), self.image_format)
+        return {"image": image, "height": height, "width": width}
 
 
 MAPPERS: dict[str, type[TrainingMapper] | type[TestMapper]] = {

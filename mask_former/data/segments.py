@@ -32,14 +32,11 @@ class SegmentMap:
         return np.concatenate([[void], self.classes]).astype(np.int64)[self.index]
 
 
-def read_panoptic_segments(
-    record: Mapping[str, Any], num_classes: int, *, keep_crowd: bool = False
-) -> SegmentMap:
+def read_panoptic_segments(record: Mapping[str, Any], num_classes: int) -> SegmentMap:
     """The segments of a record's panoptic PNG, in the order of its segments_info.
 
-    Crowd regions become void: they are no targets. With `keep_crowd` they are segments like any other, which
-    is what a semantic label wants. Raises InputError on a pixel whose id is not in segments_info, and on a
-    category that is not one of 0..num_classes-1.
+    Crowd regions become void: they are no targets, and evaluation ignores them. Raises InputError on a pixel
+    whose id is not in segments_info, and on a category that is not one of 0..num_classes-1.
     """
     path = record["pan_seg_file_name"]
     segments = record["segments_info"]
@@ -52,7 +49,7 @@ def read_panoptic_segments(
             f"{path}: pixels have the id {min(unknown)}, which the image's segments_info does not list; "
             f"add the segment to the JSON, or paint it 0 (void)"
         )
-    targets = [segment for segment in segments if keep_crowd or not segment.get("iscrowd", 0)]
+    targets = [segment for segment in segments if not segment.get("iscrowd", 0)]
     index_of_id = {segment["id"]: index for index, segment in enumerate(targets, start=1)}
     index_of_value = np.array(
         [index_of_id.get(value, VOID_INDEX) for value in values.tolist()], dtype=np.int32
@@ -64,19 +61,15 @@ def read_panoptic_segments(
 def read_semantic_segments(record: Mapping[str, Any], num_classes: int, ignore_label: int) -> SegmentMap:
     """One segment per class that is present, from sem_seg_file_name or, without one, from the panoptic label.
 
-    Raises InputError on a value that is neither `ignore_label` nor one of 0..num_classes-1.
+    Crowd regions of a panoptic label are void. Raises InputError on a value that is neither `ignore_label`
+    nor one of 0..num_classes-1.
     """
+    path = semantic_label_file(record)
     if "sem_seg_file_name" in record:
-        path = record["sem_seg_file_name"]
         values, positions = unique_ids(read_class_map(path))
-    elif "pan_seg_file_name" in record:
-        path = record["pan_seg_file_name"]
-        panoptic = read_panoptic_segments(record, num_classes, keep_crowd=True)
-        values, positions = unique_ids(panoptic.class_map(void=ignore_label))
     else:
-        raise InputError(
-            f"{record['file_name']}: its record names neither a semantic nor a panoptic label file"
-        )
+        ignore_label = -1  # any that is no class: a file's own ignore label may be one here
+        values, positions = unique_ids(read_panoptic_segments(record, num_classes).class_map(ignore_label))
     is_class = values != ignore_label
     for value in values[is_class]:
         _require_class(int(value), num_classes, f"{path}: a pixel")
@@ -84,15 +77,23 @@ def read_semantic_segments(record: Mapping[str, Any], num_classes: int, ignore_l
     return SegmentMap(index_of_value[positions], values[is_class].astype(np.int64))
 
 
-def require_same_size(image: np.ndarray, segments: SegmentMap, record: Mapping[str, Any]) -> None:
-    """Raise InputError unless the label covers the image (H×W×3, after its EXIF rotation) pixel by pixel."""
-    height, width = image.shape[:2]
-    if segments.index.shape != (height, width):
-        label_height, label_width = segments.index.shape
-        label = record.get("pan_seg_file_name") or record.get("sem_seg_file_name")
+def semantic_label_file(record: Mapping[str, Any]) -> str:
+    """The file that `read_semantic_segments` reads; InputError when the record names none."""
+    for key in ("sem_seg_file_name", "pan_seg_file_name"):
+        if key in record:
+            return record[key]
+    raise InputError(f"{record['file_name']}: its record names neither a semantic nor a panoptic label file")
+
+
+def require_same_size(
+    label: tuple[int, ...], image: tuple[int, ...], label_file: str, image_file: str
+) -> None:
+    """Raise InputError unless a label covers its image; both as (height, width), after EXIF rotation."""
+    if label != image:
+        label_size, image_size = (f"{width}×{height}" for height, width in (label, image))
         raise InputError(
-            f"{label}: the label is {label_width}×{label_height} pixels, but its image {record['file_name']} "
-            f"is {width}×{height} (EXIF rotation applied); make them the same size"
+            f"{label_file}: the label is {label_size} pixels, but its image {image_file} is {image_size} "
+            f"(EXIF rotation applied); make them the same size"
         )
 
 

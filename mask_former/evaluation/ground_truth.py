@@ -12,7 +12,7 @@ from detectron2.data.catalog import Metadata
 
 from mask_former.data.catalog import dataset_metadata, dataset_records, thing_ids
 from mask_former.data.id_map import read_id_map
-from mask_former.data.segments import read_panoptic_segments, read_semantic_segments
+from mask_former.data.segments import read_semantic_segments
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,4 @@ class GroundTruth:
 
         InputError names a file with a class the data set does not have.
         """
-        if "sem_seg_file_name" in record:
-            segments = read_semantic_segments(record, len(self.class_names), self.ignore_label)
-        else:
-            segments = read_panoptic_segments(record, len(self.class_names))
-        return segments.class_map(void=-1)
+        return read_semantic_segments(record, len(self.class_names), self.ignore_label).class_map(void=-1)

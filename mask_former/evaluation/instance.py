@@ -21,6 +21,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mask_former.data.segments import require_same_size
 from mask_former.evaluation.ground_truth import GroundTruth
 from mask_former.evaluation.metrics_file import write_json
 from mask_former.evaluation.tables import class_table, summary_table
@@ -139,11 +140,10 @@ class InstanceEvaluator(DatasetEvaluator):
             record = self.ground_truth.records[image]
             ids, segments = self.ground_truth.panoptic(record)
             instances: Instances = output["instances"]
+            # predictions have the size of the image in its file
+            size = tuple(instances.image_size)
+            require_same_size(ids.shape, size, record["pan_seg_file_name"], record["file_name"])
             try:
-                if tuple(instances.image_size) != ids.shape:
-                    raise ValueError(
-                        f"the instances are {instances.image_size}, the ground truth {ids.shape}"
-                    )
                 self.predicted += predicted_annotations(instances, things, image)
             except ValueError as error:
                 raise ValueError(f"{record['file_name']}: {error}") from error

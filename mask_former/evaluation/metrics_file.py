@@ -2,14 +2,14 @@
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
+
+from mask_former.atomic_write import replace_file
 
 
 def write_metrics(results: Mapping[str, Any], path: str | Path) -> None:
@@ -23,15 +23,8 @@ def write_json(value: Any, path: str | Path, indent: int | None = 1) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(value), indent=indent, allow_nan=False, ensure_ascii=False) + "\n"
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replace_file(path) as file:
+        file.write(text.encode())
 
 
 def plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
+from mask_former.data.segments import require_same_size
 from mask_former.evaluation.ground_truth import GroundTruth
 from mask_former.evaluation.metrics_file import write_json
 from mask_former.evaluation.panoptic_quality import PanopticQuality
@@ -51,6 +52,8 @@ class PanopticEvaluator(DatasetEvaluator):
             position = self.ground_truth.position(sample)
             record = self.ground_truth.records[position]
             true_ids, true_segments = self.ground_truth.panoptic(record)
+            # predictions have the size of the image in its file
+            require_same_size(true_ids.shape, ids.shape, record["pan_seg_file_name"], record["file_name"])
             try:
                 self.quality.update(true_ids, true_segments, ids, segments)
             except ValueError as error:

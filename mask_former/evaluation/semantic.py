@@ -14,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
 
+from mask_former.data.segments import require_same_size, semantic_label_file
 from mask_former.evaluation.ground_truth import GroundTruth
 from mask_former.evaluation.metrics_file import write_json
 from mask_former.evaluation.tables import class_table, summary_table
@@ -88,6 +89,8 @@ class SemanticEvaluator(DatasetEvaluator):
             if predicted.ndim == 3:
                 predicted = predicted.argmax(dim=0)
             true = self.ground_truth.semantic(record)
+            # predictions have the size of the image in its file
+            require_same_size(true.shape, predicted.shape, semantic_label_file(record), record["file_name"])
             try:
                 self.confusion += confusion_matrix(predicted.cpu().numpy(), true, self.num_classes)
             except ValueError as error:
