@@ -99,5 +99,5 @@ def add_pisr_config(cfg: Any) -> None:
 
 
 def settings_from(cfg: Any) -> PISRSettings:
-    """The settings under MODEL.PISR. SettingError when a number is negative; names are checked where used."""
+    """The settings under MODEL.PISR. SettingError when a number is negative; PISR checks the names."""
     return PISRSettings(**{name.lower(): value for name, value in cfg.MODEL.PISR.items()})

@@ -5,6 +5,9 @@ Each stage is judged by the host's own criterion, with a matching of its own. Lo
     loss_ce      of the second prediction       -> loss_ce_final
     loss_ce      of the first prediction        -> loss_ce_initial
     loss_ce_3    of the first, decoder layer 3  -> loss_ce_initial_3
+
+Here losses and weights are apart, and gamma is in the weights. A trainer's log shows weighted losses: what it
+calls loss_…_initial already contains gamma, so that all of them add up to total_loss.
 """
 
 import re

@@ -78,7 +78,11 @@ class PixelFeedback(nn.Module):
 
     @torch.no_grad()
     def deviation(self, panoptic: Tensor, valid_pixels: Tensor | None) -> Tensor:
-        """Standard deviation of F_pan per group before the norm, averaged over groups and images."""
+        """Standard deviation of F_pan per group before the norm, averaged over groups and images.
+
+        With both relations "matmul", and with the constant one, F_pan was divided by the norm of [M b] before
+        (`AffineFeatures.scaled`): comparable between runs of one relation, not between relations.
+        """
         return group_moments(self.norm.grouped(panoptic), valid_pixels)[1].sqrt().mean()
 
 

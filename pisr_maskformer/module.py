@@ -27,11 +27,12 @@ from pisr_maskformer.attention import (
     MapFeatures,
     PanopticRelationalAttention,
 )
-from pisr_maskformer.config import PISRSettings, SettingError, choose
+from pisr_maskformer.config import PISRSettings, SettingError
 from pisr_maskformer.encodings import PanopticEncoder, PanopticEncodings, Pooled, pool, semantic_heatmaps
 from pisr_maskformer.feedback import FEEDBACK, PixelFeedback, QueryFeedback
 from pisr_maskformer.reweighting import REWEIGHTING
 from pisr_maskformer.statistics import relative_size, weight_statistics
+from pisr_maskformer.variants import RELATION, check_names
 
 
 @dataclass
@@ -85,11 +86,12 @@ class PISR(nn.Module):
         direct: evaluate everything by definition; slower, the same up to rounding.
 
     Only parameters that the variant uses are built, so that each gets a gradient in every step.
-    Raises SettingError, listing the valid names, for an unknown variant.
+    Raises SettingError, listing the valid names, for an unknown variant, used or not.
 
     After a forward in training mode `last_statistics` holds detached scalars on the device, none of them
-    waited for: the size of both residual branches relative to F and q, mean and range of the weights w, and
-    the standard deviation of F_pan within the groups of the norm that follows it.
+    waited for: the size of both residual branches relative to F (without padding) and q, mean and range
+    of the weights w, and the standard deviation of F_pan within the groups of the norm that follows it
+    (`PixelFeedback.deviation`).
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class PISR(nn.Module):
     ) -> None:
         super().__init__()
         settings = settings or PISRSettings()
+        check_names(settings)
         self.last_statistics: dict[str, Tensor] = {}
         self.encoder = PanopticEncoder(
             num_classes=num_classes,
@@ -114,9 +117,9 @@ class PISR(nn.Module):
             semantic_presence=settings.semantic_presence,
             direct=direct,
         )
-        self.uses_encodings = choose({"attention": True, "constant": False}, settings.relation, "relation")
+        self.uses_encodings = RELATION[settings.relation]
         if self.uses_encodings:
-            self.reweighting = choose(REWEIGHTING, settings.reweighting, "reweighting")(
+            self.reweighting = REWEIGHTING[settings.reweighting](
                 channels=channels,
                 hidden_layers=settings.reweighting_layers,
                 weight_per_channel=settings.weight_per_channel,
@@ -132,7 +135,7 @@ class PISR(nn.Module):
             )
         else:
             self.constant = ConstantRelation(channels=channels)
-        paths = choose(FEEDBACK, settings.feedback, "feedback")
+        paths = FEEDBACK[settings.feedback]
         self.pixel_feedback = PixelFeedback(channels=channels) if "pixel" in paths else None
         self.query_feedback = None
         if "query" in paths:
@@ -176,7 +179,7 @@ class PISR(nn.Module):
                 panoptic = related.panoptic.on_pixels(first.features)
             residual = self.pixel_feedback(panoptic, valid_pixels)
             if self.training:
-                statistics["pixel_residual"] = relative_size(residual, features)
+                statistics["pixel_residual"] = relative_size(residual, features, valid_pixels)
                 statistics["group_deviation"] = self.pixel_feedback.deviation(panoptic, valid_pixels)
             features = features + residual.to(features.dtype)
         if self.training:
@@ -200,9 +203,10 @@ class PISR(nn.Module):
 
     def _internals(self, first: FirstPrediction, related: Related) -> PISRInternals:
         encoded = related.encoded or self.encoder(*first)
-        _, kept = self.encoder.keep_instances(first.class_probs)
-        instances = self.encoder.instance_heatmaps(first.region_maps, first.class_probs, kept)
-        empty_slots = encoded.kept.shape[1] - kept.shape[1]
+        filled = (encoded.kept >= 0)[..., None, None]
+        instances = self.encoder.instance_heatmaps(
+            first.region_maps, first.class_probs, encoded.kept.clamp(min=0)
+        )
         spatial = None
         if related.reweighted is not None:
             spatial = self.attention.maps(first.features, related.reweighted)[0]
@@ -213,7 +217,7 @@ class PISR(nn.Module):
             reweighted=related.reweighted,
             weights=related.weights,
             semantic_heatmaps=semantic_heatmaps(first.region_maps, first.class_probs),
-            instance_heatmaps=nn.functional.pad(instances, (0, 0, 0, 0, 0, empty_slots)),
+            instance_heatmaps=instances * filled,
             spatial_features=spatial,
             panoptic_features=related.panoptic.on_pixels(first.features),
         )

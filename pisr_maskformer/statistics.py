@@ -5,11 +5,18 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def relative_size(residual: Tensor, base: Tensor) -> Tensor:
-    """|residual| / |base|, Euclidean norms over the whole batch, computed in float32 or better."""
+def relative_size(residual: Tensor, base: Tensor, valid_pixels: Tensor | None = None) -> Tensor:
+    """|residual| / |base|, Euclidean norms over the whole batch, computed in float32 or better.
+
+    Both B×D×H×W, without the pixels where `valid_pixels` (B×1×H×W bool) is false; or any shape B×K×… .
+    """
     wide = torch.promote_types(base.dtype, torch.float32)
-    residual_size, base_size = (torch.linalg.vector_norm(x.detach(), dtype=wide) for x in (residual, base))
-    return residual_size / base_size.clamp(min=torch.finfo(wide).tiny)
+
+    def size(values: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(values, dim=1, keepdim=True, dtype=wide)  # no copy of the map
+        return torch.linalg.vector_norm(lengths if valid_pixels is None else lengths * valid_pixels)
+
+    return size(residual) / size(base).clamp(min=torch.finfo(wide).tiny)
 
 
 @torch.no_grad()

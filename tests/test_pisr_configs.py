@@ -8,9 +8,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.config import load_config
 from pisr_maskformer import PISRSettings, add_pisr_config
+from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor, TwoStageSetCriterion
+from tests.tiny import resnet
 from tests.tiny_pisr import CONFIGS, batch, overrides, tiny_pisr
 
 ROWS = sorted((CONFIGS / "ablations").glob("*.yaml"))
+COMPLETE = sorted(
+    path
+    for path in CONFIGS.rglob("*.yaml")
+    if path.name != "base.yaml" and path.parent.name != "backbones"  # parts that others name in _BASE_
+)
 PISR = {
     "MODEL.MASK_FORMER.PREDICTOR_NAME": "PISRTransformerPredictor",
     "MODEL.MASK_FORMER.CRITERION_NAME": "TwoStageSetCriterion",
@@ -25,6 +32,33 @@ def test_every_ablation_row_trains(path):
     assert all(loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("path", COMPLETE, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_configuration_builds_the_model_that_it_names(path):
+    """Every part of it but its size and its backbone's kind, which may need a file of weights."""
+    cfg = load_config(path, extend=[add_pisr_config])
+    changes = resnet(18)
+    if cfg.DATASETS.TRAIN[0].startswith("ade20k"):  # its classes are known without its files
+        changes |= {f"DATASETS.{use}": cfg.DATASETS[use] for use in ("TRAIN", "TEST")}
+        changes["MODEL.SEM_SEG_HEAD.NUM_CLASSES"] = 150
+        assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 150
+    model = tiny_pisr(changes, path=path)
+    predictor = model.sem_seg_head.predictor
+    has_pisr = path.parent.name == "ablations" and path.stem != "baseline" or "_pisr" in path.stem
+    assert isinstance(predictor, PISRTransformerPredictor) == has_pisr
+    assert isinstance(model.criterion, TwoStageSetCriterion) == has_pisr
+    assert predictor.class_embed.out_features == model.criterion.num_classes + 1
+    if has_pisr:
+        assert predictor.pisr.encoder.num_instances == cfg.MODEL.PISR.NUM_INSTANCES
+        assert model.criterion.two_stage.gamma == cfg.MODEL.PISR.INITIAL_LOSS_WEIGHT
+        assert predictor.pisr.uses_encodings == (cfg.MODEL.PISR.RELATION == "attention")
+
+
+def test_every_file_is_among_the_complete_ones_or_a_part_of_them():
+    parts = {path.name for path in set(CONFIGS.rglob("*.yaml")) - set(COMPLETE)}
+    assert parts == {"base.yaml", "lite0.yaml"}
+    assert sum("_pisr" in path.stem for path in COMPLETE) == 7
 
 
 def train_in_parallel(rank, meeting_place):
@@ -63,6 +97,7 @@ def test_pisr_configurations_differ_from_their_baselines_in_pisr_alone(name):
         return load_config(CONFIGS / "ade20k" / f"maskformer_{stem}.yaml", extend=[add_pisr_config])
 
     pisr, baseline = load(name), load(name.replace("_pisr", ""))
-    baseline.merge_from_list(overrides(PISR))
+    assert pisr.OUTPUT_DIR != baseline.OUTPUT_DIR
+    baseline.merge_from_list(overrides(PISR | {"OUTPUT_DIR": pisr.OUTPUT_DIR}))
     assert pisr == baseline
     assert pisr.MODEL.PISR.NUM_INSTANCES == PISRSettings().num_instances == 50

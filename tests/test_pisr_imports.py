@@ -17,7 +17,8 @@ LAYERS = {
     "criterion": {"config"},
     "encodings": {"config"},
     "attention": {"config", "encodings"},
-    "module": {"config", "encodings", "reweighting", "attention", "feedback", "statistics"},
+    "variants": {"config", "criterion", "encodings", "reweighting", "attention", "feedback"},
+    "module": {"config", "encodings", "reweighting", "attention", "feedback", "statistics", "variants"},
     "__init__": {"config", "criterion", "module"},
 }
 

@@ -1,5 +1,7 @@
 """PISR as a whole: what its output may depend on, what can be had from a forward, wrong settings."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from pisr_maskformer import PISR, PISRSettings, SettingError
 from pisr_maskformer.encodings import PanopticEncodings
 from pisr_maskformer.feedback import MaskedGroupNorm
+from pisr_maskformer.variants import VARIANTS as NAMES
 from tests.pisr_data import CHANNELS, CLASSES, THINGS, VARIANTS, build, prediction, run
 
 
@@ -53,9 +56,37 @@ def test_permuted_queries_permute_the_output_where_slots_go_by_score(slot_order)
     assert same == (slot_order == "score")
 
 
-def test_internals_are_what_the_forward_used_and_cost_nothing_unasked():
+def test_internals_cost_nothing_unasked(monkeypatch):
+    def asked(*given):
+        raise AssertionError("asked for")
+
+    monkeypatch.setattr(PISR, "_internals", asked)
+    module = build().double()
+    for mode in (module.train(), module.eval()):
+        assert run(mode, prediction()).internals is None
+    with pytest.raises(AssertionError, match="asked for"):
+        run(module, prediction(), internals=True)
+
+
+@pytest.mark.parametrize("reweighting", ["implicit", "separate"])
+def test_slots_without_a_query_stay_empty_whatever_the_biases(reweighting):
+    module, given = build(num_instances=8, reweighting=reweighting).double(), prediction()
+    internals = run(module, given, internals=True).internals
+    assert internals.valid.sum(1).tolist() == [CLASSES + 6] * 2  # six queries in eight slots
+    with torch.no_grad():
+        revived, _ = module.reweighting(internals.encodings)
+        assert revived[~internals.valid].all()  # what a bias makes of an encoding of zero
+        reweighted = revived.clone()
+        reweighted[:, CLASSES + 6 :] = 0
+        expected = module.attention(given["features"], reweighted).on_pixels(given["features"])
+        wrong = module.attention(given["features"], revived).on_pixels(given["features"])
+    assert torch.equal(internals.reweighted, reweighted)
+    torch.testing.assert_close(internals.panoptic_features, expected)
+    assert not torch.allclose(wrong, expected)
+
+
+def test_internals_are_what_the_forward_used():
     module, given = build(num_instances=8).double().eval(), prediction()
-    assert run(module, given).internals is None
     internals = run(module, given, internals=True).internals
     batch, encodings, (height, width) = 2, CLASSES + 8, given["features"].shape[2:]
     shapes = {name: tuple(value.shape) for name, value in vars(internals).items()}
@@ -92,8 +123,22 @@ def test_hook_on_the_encoder_replaces_the_encodings():
     )
     swapped = run(module, given, internals=True)
     with_others.remove()
+    assert torch.equal(swapped.internals.kept, plain.internals.kept.flip(0))
     assert torch.equal(swapped.internals.encodings, plain.internals.encodings.flip(0))
     assert not torch.allclose(swapped.features, plain.features)
+
+
+def test_heatmaps_are_those_of_the_kept_queries_also_behind_a_hook():
+    module, given = build(suppression="none").double().eval(), prediction()
+    maps = given["mask_logits"].sigmoid()
+    other = torch.tensor([[5, 2, 0, -1], [1, 3, 4, 5]])
+    hook = module.encoder.register_forward_hook(lambda encoder, inputs, encoded: encoded._replace(kept=other))
+    internals = run(module, given, internals=True).internals
+    hook.remove()
+    assert torch.equal(internals.kept, other)
+    expected = torch.stack([image[kept] for image, kept in zip(maps, other, strict=True)])
+    expected[0, 3] = 0
+    torch.testing.assert_close(internals.instance_heatmaps, expected)
 
 
 def test_host_without_queries():
@@ -119,12 +164,22 @@ def test_host_without_queries():
         ("relation", "attention, constant"),
         ("feedback", "pixel, query, both"),
         ("f1", "matmul, cosine, l2"),
+        ("f2", "matmul, cosine, l2"),
         ("suppression", "none, soft, binary"),
+        ("slot_order", "query, score"),
+        ("initial_loss_scope", "all, prediction"),
+        ("inference_stage", "final, initial"),
     ],
 )
-def test_unknown_variants_list_the_valid_ones(name, valid):
+@pytest.mark.parametrize("relation", ["attention", "constant"])
+def test_unknown_variants_list_the_valid_ones(relation, name, valid):
+    """Also those that nothing will use: the control has neither f1 nor a reweighting."""
     with pytest.raises(SettingError, match=f"MODEL.PISR.{name.upper()} is 'x'; use one of: {valid}$"):
-        build(**{name: "x"})
+        build(**{"relation": relation, name: "x"})
+
+
+def test_every_setting_that_is_a_name_is_checked():
+    assert NAMES.keys() == {field.name for field in fields(PISRSettings) if field.type is str}
 
 
 @pytest.mark.parametrize("name", ["num_instances", "reweighting_layers", "initial_loss_weight"])

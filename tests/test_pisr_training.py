@@ -128,6 +128,27 @@ def test_statistics_tell_sizes_weights_and_deviation():
         }
     )
     assert not any(value.requires_grad for value in module.last_statistics.values())
+
+
+def test_statistics_leave_padding_out():
+    module, given = build().double(), prediction()
+    valid = torch.ones(2, 1, 7, 6, dtype=torch.bool)
+    valid[0, :, 4:] = False
+    result = run(module, given, valid)
+    inside = valid.expand_as(result.features)
+    residual = (result.features - given["features"])[inside].norm() / given["features"][inside].norm()
+    assert module.last_statistics["pixel_residual"].item() == pytest.approx(residual.item())
+    before = {name: value.item() for name, value in module.last_statistics.items()}
+    for name in ("features", "mask_logits"):
+        given[name] = given[name].masked_fill(~valid, 100.0)
+    run(module, given, valid)
+    assert {name: value.item() for name, value in module.last_statistics.items()} == pytest.approx(before)
+
+
+def test_statistics_belong_to_training_alone():
+    module, given = build().double(), prediction()
+    run(module, given)
+    assert module.last_statistics
     module.last_statistics = {}
     run(module.eval(), given)
     assert module.last_statistics == {}

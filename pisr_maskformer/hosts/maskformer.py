@@ -23,13 +23,14 @@ from mask_former.matcher import Target
 from mask_former.model import checked_thing_ids
 from mask_former.predictor import Prediction, Predictions, TransformerPredictor
 from mask_former.registries import CRITERION_REGISTRY, PREDICTOR_REGISTRY
-from pisr_maskformer.config import PISRSettings, SettingError, choose, settings_from
+from pisr_maskformer.config import PISRSettings, SettingError, settings_from
 from pisr_maskformer.criterion import TwoStageCriterion
 from pisr_maskformer.module import PISR, PISRInternals, at_least_float32
+from pisr_maskformer.variants import INFERENCE_STAGE
 
 logger = logging.getLogger(__name__)
 
-LOG_PERIOD = 20  # iterations; detectron2's writers write that often, in the last of every 20
+LOG_PERIOD = 20  # iterations between two lines in the text log: detectron2's own period
 
 
 class PISRPredictions(Predictions):
@@ -83,9 +84,6 @@ class PISRTransformerPredictor(TransformerPredictor):
         self.stride = stride
         self.recorded: list[PISRInternals] | None = None
         with settings_as_input():
-            self.infers_final = choose(
-                {"final": True, "initial": False}, settings.inference_stage, "inference_stage"
-            )
             self.pisr = PISR(
                 channels=self.mask_dim,
                 query_channels=self.hidden_dim,
@@ -93,6 +91,7 @@ class PISRTransformerPredictor(TransformerPredictor):
                 thing_ids=thing_ids,
                 settings=settings,
             )
+        self.infers_final = INFERENCE_STAGE[settings.inference_stage]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, in_channels: int) -> dict[str, Any]:
@@ -214,8 +213,16 @@ class TwoStageSetCriterion(SetCriterion):
 
 
 def log_statistics(statistics: dict[str, Tensor]) -> None:
-    """Put PISR's statistics into the EventStorage, if there is one, in the iterations that are written."""
-    if has_event_storage() and (get_event_storage().iter + 1) % LOG_PERIOD == 0:
-        numbers = {f"pisr/{name}": value.item() for name, value in statistics.items()}
-        get_event_storage().put_scalars(**numbers, smoothing_hint=False)
+    """Put PISR's statistics into the EventStorage, if there is one; every LOG_PERIOD also into the text log.
+
+    In every iteration, because which ones are written (the last among them) is the writers' own business.
+    One copy from the device for all, right before the matching waits for the device anyway.
+    """
+    if not (statistics and has_event_storage()):
+        return
+    storage = get_event_storage()
+    values = torch.stack([value.float() for value in statistics.values()]).tolist()
+    numbers = dict(zip((f"pisr/{name}" for name in statistics), values, strict=True))
+    storage.put_scalars(**numbers, smoothing_hint=False)
+    if (storage.iter + 1) % LOG_PERIOD == 0:
         logger.info("  ".join(f"{name}: {number:.4g}" for name, number in numbers.items()))
