@@ -215,6 +215,7 @@ def test_learning_rate_twins_differ_in_nothing_else(name: str) -> None:
     paper = dict(flat(load_config(ADE20K / f"{name}.yaml")))
     official = dict(flat(load_config(ADE20K / f"{name}_lr1e-4.yaml")))
     assert (paper.pop("SOLVER.BASE_LR"), official.pop("SOLVER.BASE_LR")) == (5e-4, 1e-4)
+    assert paper.pop("OUTPUT_DIR") != official.pop("OUTPUT_DIR")  # no run resumes its twin
     assert paper == official
 
 
