@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from mask_former.checkpoint import Checkpointer
-from mask_former.data import build_mapper, dataset_records, register_from_config
+from mask_former.data import build_mapper, dataset_records
 from mask_former.errors import InputError, is_input_error
 from mask_former.evaluation import build_evaluators, write_metrics
 from mask_former.optimizer import build_lr_scheduler, build_optimizer
@@ -35,7 +35,6 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         TrainerBase.__init__(self)  # DefaultTrainer's own would build its optimiser step and checkpointer
-        register_from_config(cfg)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         model = self.build_model(cfg)
@@ -123,7 +122,6 @@ class Trainer(DefaultTrainer):
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> OrderedDict[str, Any]:
         """Evaluate on every data set of DATASETS.TEST; results also go to their folders as metrics.json."""
-        register_from_config(cfg)
         if cfg.TEST.AUG.ENABLED:
             logger.warning("TEST.AUG.ENABLED: there is no test-time augmentation here; evaluating without it")
         results = super().test(cfg, model, evaluators)

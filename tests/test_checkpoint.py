@@ -58,7 +58,9 @@ def test_legacy_names_load_without_this_module() -> None:
 def test_legacy_names_of_a_head_by_itself() -> None:
     head = tiny_model().sem_seg_head
     state = {name.removeprefix("pixel_decoder."): value for name, value in head.state_dict().items()}
-    tiny_model(seed=1).sem_seg_head.load_state_dict(state)
+    other = tiny_model(seed=1).sem_seg_head
+    other.load_state_dict(state)
+    assert same(other, head.state_dict())
 
 
 def test_modernise_names_tells_the_old_names() -> None:

@@ -20,16 +20,20 @@ from tests.pisr_data import (
 )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_zero_initialised_outputs_change_nothing_bit_for_bit(variant):
-    given = {name: value.float() for name, value in prediction().items()}
-    module = PISR(
+def pisr_of(variant: str) -> PISR:
+    return PISR(
         channels=CHANNELS,
         query_channels=QUERY_CHANNELS,
         num_classes=CLASSES,
         thing_ids=THINGS,
         settings=PISRSettings(**{"num_instances": 4, **VARIANTS[variant]}),
     )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_zero_initialised_outputs_change_nothing_bit_for_bit(variant):
+    given = {name: value.float() for name, value in prediction().items()}
+    module = pisr_of(variant)
     result = run(module, given)
     assert torch.equal(result.features, given["features"])
     assert torch.equal(result.queries, given["queries"])
@@ -39,13 +43,7 @@ def test_zero_initialised_outputs_change_nothing_bit_for_bit(variant):
 def test_every_parameter_gets_a_gradient_at_once_and_a_nonzero_one_after_two_steps(variant):
     """At once, be it zero: what DDP asks for. Nonzero: what learning asks for (O_f, O_q start at zero)."""
     given = {name: value.float() for name, value in prediction().items()}
-    module = PISR(
-        channels=CHANNELS,
-        query_channels=QUERY_CHANNELS,
-        num_classes=CLASSES,
-        thing_ids=THINGS,
-        settings=PISRSettings(**{"num_instances": 4, **VARIANTS[variant]}),
-    )
+    module = pisr_of(variant)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     torch.manual_seed(0)
     for step in range(2):
