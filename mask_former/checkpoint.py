@@ -5,13 +5,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from mask_former.checkpoint_names import modernise_names, prefix_backbone_names
-from mask_former.checkpoint_reading import local_path, read_checkpoint
+from mask_former.checkpoint_reading import read_checkpoint
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -135,42 +133,3 @@ def _mismatch_line(mismatched: list[str], state: dict[str, Tensor], own: dict[st
         f"{path}: {name} has shape {theirs}, this model's has {ours}{others}; {mend}, "
         "or MODEL.WEIGHTS_SKIP_MISMATCH True to start these entries anew"
     )
-
-
-class Checkpointer(DetectionCheckpointer):
-    """detectron2's checkpointer with this module's way of reading files and matching names.
-
-    `report` is the LoadReport of the last load. With `complete`, and always when it resumes, a checkpoint
-    must hold the whole model.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        save_dir: str = "",
-        *,
-        skip_mismatch: bool = False,
-        complete: bool = False,
-        **checkpointables: Any,
-    ):
-        super().__init__(model, save_dir, **checkpointables)
-        self.skip_mismatch = skip_mismatch
-        self.complete = complete
-        self.report: LoadReport | None = None
-        self._path = ""
-        self._resuming = False
-
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        self._path, self._resuming = str(path), checkpointables is None  # None: detectron2's word for all
-        if path:
-            local_path(str(path))  # a missing file or failing download becomes one line here
-        return super().load(path, checkpointables)
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        return read_checkpoint(filename)
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> None:
-        complete = self.complete or self._resuming
-        self.report = load_state(
-            self.model, checkpoint.pop("model"), self._path, self.skip_mismatch, complete
-        )

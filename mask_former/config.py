@@ -5,6 +5,7 @@ configurations and checkpoints, so that both drop in; what is ours alone is mark
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
+from mask_former.config_values import check_values
 from mask_former.errors import InputError
 from mask_former.yaml_config import read_yaml_with_base
 
@@ -24,6 +26,7 @@ def add_mask_former_config(cfg: CfgNode) -> None:
     _add_data_config(cfg)
     _add_solver_config(cfg)
     _add_test_config(cfg)
+    _add_log_config(cfg)
 
 
 def _add_model_config(cfg: CfgNode) -> None:
@@ -89,11 +92,23 @@ def _add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # learned embeddings; norms follow WEIGHT_DECAY_NORM
     cfg.SOLVER.AMP.DTYPE = "float16"  # (ours) or "bfloat16"
+    # (ours) Micro-batches that every process makes of its share of IMS_PER_BATCH images: as many times less
+    # memory, the same losses and gradients (batch norms that are not frozen excepted).
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # (ours) Periodic checkpoints that stay (0: all); model_final and model_best do not count.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 3
 
 
 def _add_test_config(cfg: CfgNode) -> None:
     cfg.TEST.KEEP_PREDICTIONS = False  # (ours) COCO-panoptic PNG + JSON under OUTPUT_DIR/inference/DATASET/
     cfg.TEST.BEST_METRIC = "panoptic_seg/PQ"  # (ours) model_best.pth has the highest; "" keeps none
+
+
+def _add_log_config(cfg: CfgNode) -> None:
+    log = cfg.LOG = CfgNode()  # (ours)
+    log.PERIOD = 20  # iterations between two rows of metrics.json
+    log.TENSORBOARD = True
+    log.WANDB_PROJECT = ""  # rows go to this project of Weights & Biases too; "": they do not
 
 
 def load_config(
@@ -102,7 +117,8 @@ def load_config(
     """Defaults, then the YAML file with its bases, then `KEY VALUE` pairs of the command line.
 
     `extend` are functions that add further packages' keys first. Raises InputError (file or command line, the
-    key, what would be valid) on an unreadable file, an unknown key or a value of the wrong type.
+    key, what would be valid) on an unreadable file, an unknown key, and a value of the wrong type or without
+    meaning. Parts that another package registers must be registered by then.
     """
     cfg = get_cfg()
     add_mask_former_config(cfg)
@@ -121,6 +137,7 @@ def load_config(
         level[key.split(".")[-1]] = value
         _refuse_unknown(nested, cfg, "command line")
         _merge(f"command line, {key}", partial(cfg.merge_from_list, [key, value]))
+    check_values(cfg)
     return cfg
 
 
@@ -129,14 +146,20 @@ def _merge(where: str, merge: Callable[[], object]) -> None:
     try:
         merge()
     except (KeyError, ValueError, AssertionError, AttributeError, TypeError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        if len(problem) > 300:  # a value in the place of a section: yacs repeats the whole section
+        problem = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(str(error).split()))
+        if len(problem) > 300:  # yacs repeats a whole section
             problem = f"{problem[:150]} … {problem[-100:]}"
         raise InputError(f"{where}: {problem}; check the value's type (a float has a point: 20.0)") from error
 
 
 def _refuse_unknown(content: dict[str, Any], cfg: CfgNode, where: str) -> None:
-    """Raise InputError at the first key that `cfg` does not have, with the nearest valid ones."""
+    """Raise InputError at the first key that `cfg` does not have, or has as a section, with valid ones."""
+    for key in _values_for_sections(content, cfg, ()):
+        section = cfg
+        for part in key.split("."):
+            section = section[part]
+        such = next((f", such as {name}" for name in _all_keys(section, (key,))), "")
+        raise InputError(f"{where}, {key}: {key} is a section and has no value; give the keys in it{such}")
     for key in _unknown_keys(content, cfg, ()):
         valid = list(_all_keys(cfg, ()))
         # the last name alone finds MODEL.MASK_FORMER.X for a key written at the wrong depth
@@ -156,6 +179,15 @@ def _unknown_keys(content: dict[str, Any], cfg: CfgNode, above: tuple[str, ...])
                 yield ".".join((*above, str(key)))
         elif isinstance(value, dict) and isinstance(known, CfgNode):
             yield from _unknown_keys(value, known, (*above, str(key)))
+
+
+def _values_for_sections(content: dict[str, Any], cfg: CfgNode, above: tuple[str, ...]) -> Iterator[str]:
+    for key, value in content.items():
+        known = cfg.get(key)
+        if isinstance(known, CfgNode) and isinstance(value, dict):
+            yield from _values_for_sections(value, known, (*above, key))
+        elif isinstance(known, CfgNode):
+            yield ".".join((*above, key))
 
 
 def _all_keys(cfg: CfgNode, above: tuple[str, ...]) -> Iterator[str]:

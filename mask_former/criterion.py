@@ -1,11 +1,15 @@
 """The training loss: matched class and mask losses on every decoder layer (arXiv 2107.06278, Section 3.2).
 
-Shapes: B batch · Q queries · C classes without "no object" · N matched pairs of the batch · H W size of the
-predicted masks · Hp Wp size of the ground truth (the padded image).
+A batch may be spread over processes, and within one over micro-batches whose gradients add up. What its
+losses divide by, `LossTotals`, belongs to the whole of it, so that the spreading changes neither loss nor
+gradient.
+
+Shapes: B images of a micro-batch · Q queries · C classes without "no object" · N matched pairs of the
+micro-batch · H W size of the predicted masks · Hp Wp size of the ground truth (the padded image).
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -19,6 +23,16 @@ from mask_former.registries import CRITERION_REGISTRY
 from mask_former.upsampled_losses import upsampled_mask_losses
 
 Pairs = list[tuple[Tensor, Tensor]]
+
+
+class LossTotals(NamedTuple):
+    """What a batch's losses divide by, over all its micro-batches and processes; scalar tensors.
+
+    Both are divided by the number of processes: their gradients are averaged, not added.
+    """
+
+    class_weight: Tensor  # sum over all queries of all images of the weight of the query's class
+    targets: Tensor  # number of targets; that of the whole batch is taken to be at least 1
 
 
 def weigh(losses: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, Tensor]:
@@ -36,7 +50,9 @@ class SetCriterion(nn.Module):
 
     `loss_ce` is the mean over all queries, unmatched ones with the class "no object", weighted by class;
     `loss_mask` (focal, mean over pixels) and `loss_dice` are sums over matched pairs divided by the number of
-    targets averaged over processes, at least 1. Earlier decoder layers' losses are called `loss_ce_0`, ….
+    targets. Means and numbers are the whole batch's (`LossTotals`): a micro-batch's losses are its share, and
+    shares add up over micro-batches and are averaged over processes. Earlier decoder layers' losses are
+    called `loss_ce_0`, ….
     """
 
     empty_weight: Tensor
@@ -76,54 +92,75 @@ class SetCriterion(nn.Module):
             "no_object_weight": mask_former.NO_OBJECT_WEIGHT,
         }
 
-    def forward(self, outputs: Predictions, targets: list[Target]) -> dict[str, Tensor]:
-        """Unweighted losses by name, always the same names, also when no image has a target."""
-        num_targets = mean_num_targets(targets, outputs["pred_logits"].device)
-        losses = self.prediction_losses(outputs, targets, num_targets)
+    def totals(self, labels: Sequence[Tensor], num_queries: int) -> LossTotals:
+        """Totals of a batch from the classes of every image that this process has of it, int64 (T,) each.
+
+        Known before any prediction, because each image has min(Q, T) matched queries. (Which ones only
+        matters where T > Q and classes differ in weight: each target then counts Q/T of its weight.) All
+        processes have to call this together.
+        """
+        device = self.empty_weight.device
+        shares = [torch.full((len(one),), min(1.0, num_queries / max(1, len(one)))) for one in labels]
+        unmatched = sum(max(0, num_queries - len(one)) for one in labels)
+        weights = self.empty_weight[torch.cat(list(labels)).to(device)]
+        sums = torch.stack(
+            [
+                (weights * torch.cat(shares).to(device)).sum() + unmatched * self.empty_weight[-1],
+                torch.tensor(float(sum(len(one) for one in labels)), device=device),
+            ]
+        )
+        processes = comm.get_world_size()
+        if processes > 1:
+            torch.distributed.all_reduce(sums)
+        return LossTotals(sums[0] / processes, sums[1].clamp(min=1) / processes)
+
+    def forward(
+        self, outputs: Predictions, targets: list[Target], totals: LossTotals | None = None
+    ) -> dict[str, Tensor]:
+        """Unweighted losses by name, always the same names, also when no image has a target.
+
+        `totals`: None when these images are all that this process has of the batch.
+        """
+        if totals is None:
+            num_queries = outputs["pred_logits"].shape[1]
+            totals = self.totals([target["labels"] for target in targets], num_queries)
+        losses = self.prediction_losses(outputs, targets, totals)
         for layer, earlier in enumerate(outputs["aux_outputs"]):
-            for name, loss in self.prediction_losses(earlier, targets, num_targets).items():
+            for name, loss in self.prediction_losses(earlier, targets, totals).items():
                 losses[f"{name}_{layer}"] = loss
         return losses
 
     def prediction_losses(
-        self, prediction: Prediction, targets: list[Target], num_targets: Tensor
+        self, prediction: Prediction, targets: list[Target], totals: LossTotals
     ) -> dict[str, Tensor]:
         """The three losses of one prediction, with its own matching; float32, outside autocast."""
         pairs = self.matcher(prediction, targets)
         with torch.autocast(prediction["pred_logits"].device.type, enabled=False):
-            return {
-                "loss_ce": self.classification_loss(prediction["pred_logits"].float(), targets, pairs),
-                **self.mask_losses(prediction["pred_masks"].float(), targets, pairs, num_targets),
-            }
+            classes = self.classification_loss(prediction["pred_logits"].float(), targets, pairs)
+            focal, dice = self.mask_losses(prediction["pred_masks"].float(), targets, pairs)
+        return {
+            "loss_ce": classes / totals.class_weight,
+            "loss_mask": focal / totals.targets,
+            "loss_dice": dice / totals.targets,
+        }
 
     def classification_loss(self, logits: Tensor, targets: list[Target], pairs: Pairs) -> Tensor:
-        """Weighted mean cross-entropy of `logits` B×Q×(C+1)."""
+        """Sum over queries of the weighted cross-entropy of `logits` B×Q×(C+1)."""
         labels = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
         labels[query_index(pairs)] = torch.cat(
             [target["labels"][segments] for target, (_, segments) in zip(targets, pairs, strict=True)]
         )
-        return F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight)
+        return F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight, reduction="sum")
 
-    def mask_losses(
-        self, masks: Tensor, targets: list[Target], pairs: Pairs, num_targets: Tensor
-    ) -> dict[str, Tensor]:
-        """Focal and dice losses of mask logits B×Q×H×W, upsampled to the ground truth's size."""
+    def mask_losses(self, masks: Tensor, targets: list[Target], pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Sums of focal and dice losses of mask logits B×Q×H×W, upsampled to the ground truth's size."""
         true_masks = torch.cat(
             [target["masks"][segments] for target, (_, segments) in zip(targets, pairs, strict=True)]
         )
-        focal, dice = upsampled_mask_losses(masks[query_index(pairs)], true_masks)
-        return {"loss_mask": focal / num_targets, "loss_dice": dice / num_targets}
+        return upsampled_mask_losses(masks[query_index(pairs)], true_masks)
 
 
 def query_index(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Image and query index of every matched pair of the batch, in the order of the images."""
     images = torch.cat([torch.full_like(queries, i) for i, (queries, _) in enumerate(pairs)])
     return images, torch.cat([queries for queries, _ in pairs])
-
-
-def mean_num_targets(targets: list[Target], device: torch.device) -> Tensor:
-    """Number of targets averaged over processes, at least 1, as a scalar tensor."""
-    count = torch.tensor(float(sum(len(target["labels"]) for target in targets)), device=device)
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(count)
-    return (count / comm.get_world_size()).clamp(min=1)

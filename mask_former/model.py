@@ -3,6 +3,7 @@
 Shapes: B batch · Q queries · C classes · Hp Wp padded image size · H W predicted mask size (stride 4).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mask_former.criterion import SetCriterion, weigh
+from mask_former.criterion import LossTotals, SetCriterion, weigh
 from mask_former.data.catalog import require_same_classes, thing_ids
 from mask_former.data.coco_panoptic import register_from_config
 from mask_former.errors import InputError
@@ -96,8 +97,21 @@ class MaskFormer(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
+    def loss_totals(self, batched_inputs: Sequence[dict[str, Any]]) -> LossTotals:
+        """What the losses of a batch divide by, from all samples that this process has of it.
+
+        For a batch in several micro-batches, whose `forward` gets it; all processes call this together.
+        """
+        labels = [sample["instances"].gt_classes for sample in batched_inputs]
+        head: Any = self.sem_seg_head
+        return self.criterion.totals(labels, head.predictor.num_queries)
+
+    def forward(
+        self, batched_inputs: list[dict[str, Any]], totals: LossTotals | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Weighted losses by name in training, a result per image in evaluation.
+
+        `totals`: of the whole batch, if these samples are not all that this process has of it.
 
         Each input has `image` (3×h×w, 0..255, in cfg.INPUT.FORMAT); in training also `instances` with
         `gt_classes` (int64) and `gt_masks` (bool n×h×w), n may be 0; in evaluation `height`, `width`: the
@@ -109,7 +123,7 @@ class MaskFormer(nn.Module):
         outputs = self.sem_seg_head(self.backbone(images.tensor), unpadded_sizes(batched_inputs, images))
         if self.training:
             targets = self.prepare_targets(batched_inputs, images)
-            return weigh(self.criterion(outputs, targets), self.criterion.weight_dict)
+            return weigh(self.criterion(outputs, targets, totals), self.criterion.weight_dict)
         return self.results(batched_inputs, images, outputs)
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:

@@ -1,7 +1,8 @@
-"""Optimiser and learning-rate schedule: which parameter gets which rate and weight decay."""
+"""Optimiser, clipping and learning-rate schedule: which parameter gets which rate and weight decay."""
 
-import itertools
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 FULL_MODEL = "full_model"
 
-__all__ = ["build_lr_scheduler", "build_optimizer", "clip_full_model", "parameter_groups"]
+__all__ = [
+    "build_clipping",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "learning_rates",
+    "parameter_groups",
+]
 
 
 def parameter_groups(
@@ -36,33 +43,40 @@ def parameter_groups(
     weight_decay_norm: float = 0.0,
     weight_decay_embed: float = 0.0,
 ) -> list[dict[str, Any]]:
-    """Parameters grouped by learning rate and weight decay; each appears once, frozen ones not at all.
+    """Parameters grouped by part, learning rate and weight decay; each appears once, frozen ones not at all.
 
-    Parameters under `backbone` learn at `lr · backbone_multiplier`; norms and embeddings have own decays.
+    Parameters under `backbone` learn at `lr · backbone_multiplier`; norms and embeddings have own decays. A
+    group's `part` is "backbone" or "head" (all else).
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            in_backbone = "backbone" in f"{module_name}.{name}".split(".")
-            rate = lr * backbone_multiplier if in_backbone else lr
+            part = "backbone" if "backbone" in f"{module_name}.{name}".split(".") else "head"
+            rate = lr * backbone_multiplier if part == "backbone" else lr
             decay = weight_decay
             if isinstance(module, NORMS):
                 decay = weight_decay_norm
             elif isinstance(module, nn.Embedding):
                 decay = weight_decay_embed
-            groups.setdefault((rate, decay), []).append(parameter)
+            groups.setdefault((part, rate, decay), []).append(parameter)
     return [
-        {"params": parameters, "lr": rate, "weight_decay": decay}
-        for (rate, decay), parameters in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": decay, "part": part}
+        for (part, rate, decay), parameters in groups.items()
     ]
 
 
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Present rates by name in the log: `lr` of the head, `lr_backbone`."""
+    names = {"head": "lr", "backbone": "lr_backbone"}
+    return {names[group["part"]]: float(group["lr"]) for group in optimizer.param_groups}
+
+
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD as cfg.SOLVER says, clipping included (CLIP_TYPE "full_model" or detectron2's)."""
+    """AdamW or SGD as cfg.SOLVER says; detectron2's own ways of clipping, by parameter, are in its step."""
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of: {', '.join(OPTIMIZERS)}")
@@ -76,22 +90,17 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV} if solver.OPTIMIZER == "SGD" else {}
     optimizer = OPTIMIZERS[solver.OPTIMIZER](groups, lr=solver.BASE_LR, **options)
-    clip = solver.CLIP_GRADIENTS
-    if clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL:
-        if clip.CLIP_VALUE > 0:
-            clip_full_model(optimizer, max_norm=clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+    if solver.CLIP_GRADIENTS.CLIP_TYPE == FULL_MODEL:
         return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)
 
 
-def clip_full_model(optimizer: torch.optim.Optimizer, *, max_norm: float, norm_type: float = 2.0) -> None:
-    """Before every step, scale all gradients so that their common norm is at most `max_norm`."""
+def build_clipping(cfg: CfgNode) -> Callable[[Sequence[Tensor]], Tensor]:
+    """What brings the gradients of a list of parameters to their clipped size, and returns their norm before.
 
-    def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        torch.nn.utils.clip_grad_norm_(_all_parameters(optimizer), max_norm, norm_type)
-
-    optimizer.register_step_pre_hook(clip)
-
-
-def _all_parameters(optimizer: torch.optim.Optimizer) -> Iterable[Tensor]:
-    return list(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    Without CLIP_TYPE "full_model" (or with a CLIP_VALUE of 0) it measures the norm and changes nothing.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    clips_all = clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL and clip.CLIP_VALUE > 0
+    max_norm = clip.CLIP_VALUE if clips_all else math.inf
+    return partial(torch.nn.utils.clip_grad_norm_, max_norm=max_norm, norm_type=clip.NORM_TYPE)

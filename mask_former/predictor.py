@@ -76,6 +76,7 @@ class TransformerPredictor(nn.Module):
         if decoder_layers < 1:
             raise InputError(f"MODEL.MASK_FORMER.DEC_LAYERS is {decoder_layers}; it must be at least 1")
         self.num_classes = num_classes
+        self.num_queries = num_queries
         self.hidden_dim = hidden_dim
         self.mask_dim = mask_dim
         self.deep_supervision = deep_supervision

@@ -1,219 +1,270 @@
-"""Training and evaluation as configured: detectron2's trainer with this project's parts."""
+"""Training as configured: detectron2's loop with this project's data, step, log, checkpoints and evaluation.
+
+A run can be stopped at any moment and goes on by `resume`: from the last whole checkpoint it computes the
+same losses on the same images as if it had not been stopped (bit for bit where kernels are deterministic).
+"""
 
 import logging
-import math
-import os
+import sys
 import time
-import weakref
-from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.train_loop import TrainerBase
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.solver import LRScheduler
+from detectron2.evaluation import verify_results
+from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import EventStorage
 from torch import nn
 
-from mask_former.checkpoint import Checkpointer
 from mask_former.data import build_mapper, dataset_records
+from mask_former.data.batch_check import check_samples
+from mask_former.data.loader import bounded_workers, build_training_loader
 from mask_former.errors import InputError, is_input_error
-from mask_former.evaluation import build_evaluators, write_metrics
-from mask_former.optimizer import build_lr_scheduler, build_optimizer
+from mask_former.evaluation import build_evaluators
+from mask_former.evaluation.run import evaluate, evaluation_folder
+from mask_former.optimizer import build_clipping, build_lr_scheduler, build_optimizer, learning_rates
+from mask_former.random_state import random_state, set_random_state
+from mask_former.training.checkpointer import BEST, Checkpointer
+from mask_former.training.divergence import DivergenceGuard
+from mask_former.training.hooks import CheckpointHook, EvaluationHook
+from mask_former.training.log import TrainingLog, peak_memory_mb
+from mask_former.training.provenance import data_checksum
+from mask_former.training.run_folder import record_start, warn_of_changes
+from mask_former.training.step import StepResult, TrainingStep, amp_dtype, distribute
+from mask_former.training.writers import build_writers
 
 logger = logging.getLogger(__name__)
 
-AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+CHECKED_ITERATIONS = 10  # of every start: their batches are looked through on the CPU
 
 
-class Trainer(DefaultTrainer):
-    """DefaultTrainer with this project's optimiser, schedule, mappers, evaluators and checkpoints."""
+class Trainer(TrainerBase):
+    """Builds everything from a configuration; then `resume_or_load`, then `train`.
+
+    `model`: the network itself. The run's folder belongs to this process (training.run_lock), or to the main
+    one of several.
+    """
 
     def __init__(self, cfg: CfgNode) -> None:
-        TrainerBase.__init__(self)  # DefaultTrainer's own would build its optimiser step and checkpointer
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        super().__init__()
         self.cfg = cfg
-        model = self.build_model(cfg)
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        seed_all_rng(self.seed + comm.get_rank())
+        self.model: nn.Module = build_model(cfg)
+        logger.info("model:\n%s", self.model)
         for name in cfg.DATASETS.TEST:  # what evaluation would stumble over at the end stops the run here
-            self.build_evaluator(cfg, name)
-        optimizer = self.build_optimizer(cfg, model)
-        loader = self.build_train_loader(cfg)
-        self._trainer = build_step(cfg, create_ddp_model(model, broadcast_buffers=False), loader, optimizer)
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+            build_evaluators(cfg, name, str(evaluation_folder(cfg, name)))
+        records = {name: dataset_records(name) for name in cfg.DATASETS.TRAIN}
+        self.records = [record for one in records.values() for record in one]
+        if not self.records:
+            raise InputError("no training images: DATASETS.TRAIN is empty or its data sets have no images")
+        self.data_checksum = data_checksum(records)
+        optimizer = build_optimizer(cfg, self.model)
+        self.step = TrainingStep(
+            distribute(self.model),
+            optimizer,
+            build_clipping(cfg),
+            amp_dtype=amp_dtype(cfg),
+            guard=DivergenceGuard(cfg.OUTPUT_DIR),
+        )
+        self.scheduler = build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
-            model,
+            self.model,
             cfg.OUTPUT_DIR,
             skip_mismatch=cfg.MODEL.WEIGHTS_SKIP_MISMATCH,
-            trainer=weakref.proxy(self),
+            keep=cfg.SOLVER.KEEP_CHECKPOINTS,
         )
-        self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self.register_hooks(self.build_hooks())
+        self.samples_seen = 0
+        self.log = TrainingLog(cfg.LOG.PERIOD, self.max_iter)
+        self.evaluation: EvaluationHook | None = None
+        self.batches: Any = None  # endless iterator of micro-batches, while training
 
-    def build_hooks(self) -> list[HookBase]:
-        """detectron2's, and the best checkpoint's right after the evaluation it looks at."""
-        result: list[HookBase] = super().build_hooks()
-        metric = self.cfg.TEST.BEST_METRIC
-        if metric and comm.is_main_process():
-            after_evaluation = 1 + next(
-                i for i, hook in enumerate(result) if isinstance(hook, hooks.EvalHook)
-            )
-            result.insert(
-                after_evaluation, BestCheckpoint(self.cfg.TEST.EVAL_PERIOD, self.checkpointer, metric)
-            )
-        return result
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on with the run in OUTPUT_DIR; without `resume` or a checkpoint, start at MODEL.WEIGHTS."""
+        newest = comm.all_gather(self._newest_checkpoint() if resume else "")[0]
+        if newest:
+            self._load_run(self.checkpointer.load(newest), newest)
+        else:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
 
-    def train(self) -> OrderedDict[str, Any] | None:
-        """Run to SOLVER.MAX_ITER and return the last evaluation's results, if there was one.
+    def _newest_checkpoint(self) -> str:
+        return self.checkpointer.get_checkpoint_file() if comm.is_main_process() else ""
 
-        The loader's worker processes are gone afterwards, whatever happened.
+    def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]  # knows where to start
+        """Run to SOLVER.MAX_ITER; returns the last evaluation's results (main process), if there was one.
+
+        InputError when the data, a loader's worker, the disk or divergence stops it. The loader's worker
+        processes are gone afterwards, whatever happened.
         """
+        if self.start_iter >= self.max_iter:
+            logger.info("iteration %d is reached already: nothing to train", self.max_iter)
+        self._begin()
         loop_logger = logging.getLogger("detectron2.engine.train_loop")
         loop_logger.addFilter(not_about_input)
         try:
-            super().train()
+            super().train(self.start_iter, self.max_iter)
+        except RuntimeError as error:
+            killed = worker_killed(error, self.iter)
+            if killed is None:
+                raise
+            raise killed from error
         finally:
             loop_logger.removeFilter(not_about_input)
-            self._trainer._data_loader_iter_obj = None
-        return getattr(self, "_last_eval_results", None)
+            self.batches = None
+            self.log.close()
+        results = self.evaluation.results if self.evaluation else {}
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, results)
+        return results or None
 
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
-        return build_lr_scheduler(cfg, optimizer)
-
-    @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        records = [record for name in cfg.DATASETS.TRAIN for record in dataset_records(name)]
-        if not records:
-            raise InputError("no training images: DATASETS.TRAIN is empty or its data sets have no images")
-        # Its own seed keeps augmentation apart from how many random numbers the model's initialisation took.
-        return build_detection_train_loader(
-            cfg,
-            mapper=build_mapper(cfg, is_train=True),
-            dataset=records,
-            num_workers=bounded_workers(cfg),
-            seed=cfg.SEED + comm.get_rank() if cfg.SEED >= 0 else None,
-        )
-
-    @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        return build_detection_test_loader(
-            dataset_records(dataset_name),
-            mapper=build_mapper(cfg, is_train=False),
-            num_workers=bounded_workers(cfg),
-        )
-
-    @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluators(
-            cfg, dataset_name, str(evaluation_folder(cfg, dataset_name)), cfg.TEST.KEEP_PREDICTIONS
-        )
-
-    @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
-    ) -> OrderedDict[str, Any]:
-        """Evaluate on every data set of DATASETS.TEST; results also go to their folders as metrics.json."""
-        if cfg.TEST.AUG.ENABLED:
-            logger.warning("TEST.AUG.ENABLED: there is no test-time augmentation here; evaluating without it")
-        results = super().test(cfg, model, evaluators)
+    def _begin(self) -> None:
+        """What needs to know where the run starts: its record, log, data and hooks."""
+        cfg = self.cfg
         if comm.is_main_process():
-            for name in cfg.DATASETS.TEST:
-                one = results if len(cfg.DATASETS.TEST) == 1 else results[name]
-                write_metrics(one, evaluation_folder(cfg, name) / "metrics.json")
-        return results
+            self.log.writers = build_writers(cfg, self.start_iter)
+            record_start(
+                cfg.OUTPUT_DIR,
+                cfg,
+                seed=self.seed,
+                world_size=comm.get_world_size(),
+                start_iteration=self.start_iter,
+                samples_seen=self.samples_seen,
+                data_checksum=self.data_checksum,
+                command=sys.argv,
+            )
+            warn_of_changes(cfg.OUTPUT_DIR)
+        loader = build_training_loader(
+            self.records,
+            build_mapper(cfg, is_train=True),
+            seed=self.seed,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            micro_batches=cfg.SOLVER.ACCUMULATION_STEPS,
+            start=self.samples_seen,
+            num_workers=bounded_workers(cfg),
+            group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        )
+        self.batches = iter(loader)
+        self.build_hooks()
+
+    def build_hooks(self) -> None:
+        """The checkpoint of an iteration, after its row in the log (so that no row is ever missing) and
+        before its evaluation (which may fail).
+        """
+        cfg = self.cfg
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            logger.warning("TEST.PRECISE_BN.ENABLED: batch norms keep their running statistics here")
+        self.register_hooks([CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.save)])
+        if cfg.DATASETS.TEST:
+            self.evaluation = EvaluationHook(
+                cfg.TEST.EVAL_PERIOD,
+                lambda: evaluate(cfg, self.model),
+                best_metric=cfg.TEST.BEST_METRIC,
+                save_best=self.save_best,
+                log=self.log,
+            )
+            self.register_hooks([self.evaluation])
+
+    def run_step(self) -> None:
+        start = time.perf_counter()
+        batch = [next(self.batches) for _ in range(self.cfg.SOLVER.ACCUMULATION_STEPS)]
+        data_time = time.perf_counter() - start
+        if self.iter - self.start_iter < CHECKED_ITERATIONS:
+            for samples in batch:
+                check_samples(samples, self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+        rates = learning_rates(self.step.optimizer)
+        with EventStorage(self.iter) as storage:  # of this step: what the model itself puts into the log
+            result = self.step(self.iter, batch)
+        self.scheduler.step()
+        self.samples_seen += self.cfg.SOLVER.IMS_PER_BATCH
+        numbers = step_numbers(result) | rates | {"data_time": data_time, "memory_mb": peak_memory_mb()}
+        numbers["time"] = time.perf_counter() - start
+        self.log.add(self.iter, numbers, self._latest(batch, storage))
+
+    def _latest(self, batch: list[list[dict[str, Any]]], storage: EventStorage) -> dict[str, Any]:
+        """What a row tells of its own iteration alone: images, the model's own numbers, steps left out."""
+        if not self.log.is_due(self.iter):
+            return {}
+        images = comm.gather([sample["image_id"] for samples in batch for sample in samples])
+        own = {name: float(value) for name, (value, _) in storage.latest().items()}
+        if self.step.scaler.is_enabled():
+            own["loss_scale"] = self.step.scaler.get_scale()
+        skipped = self.step.guard.total
+        return {**own, "skipped_steps": skipped, "image_ids": [image for one in images for image in one]}
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint of this moment; all processes call it together."""
+        mine = {"random": random_state(), "window": self.log.window.state_dict()}
+        processes = comm.gather(mine)
+        if comm.is_main_process():
+            self.checkpointer.save(
+                name,
+                iteration=self.iter,
+                **self.step.state_dict(),
+                scheduler=self.scheduler.state_dict(),
+                data={"samples_seen": self.samples_seen, "seed": self.seed, "checksum": self.data_checksum},
+                processes=processes,
+            )
+
+    def save_best(self, iteration: int, best: dict[str, Any]) -> None:
+        """Write the model, and what makes it the best; for the main process."""
+        self.checkpointer.save(BEST, iteration=iteration, best=best)
+
+    def _load_run(self, content: dict[str, Any], path: str) -> None:
+        """Take up a run where `save` left it; learning rates and decays are the configuration's."""
+        try:
+            self.iter = content["iteration"]
+            self.start_iter = self.iter + 1
+            self.samples_seen, self.seed = content["data"]["samples_seen"], content["data"]["seed"]
+            self.step.load_state_dict(content)
+            processes = content["processes"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{path} does not hold a run of this configuration ({' '.join(str(error).split())}); to "
+                "start from its weights alone, set MODEL.WEIGHTS to it and OUTPUT_DIR to another folder"
+            ) from error
+        self.scheduler.last_epoch = min(self.start_iter, self.max_iter)
+        rates = self.scheduler.get_lr()
+        for group, rate in zip(self.step.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        if len(processes) != comm.get_world_size():
+            logger.warning(
+                "the run was saved by %d processes and goes on with %d: dropout draws other numbers",
+                len(processes),
+                comm.get_world_size(),
+            )
+            seed_all_rng(self.seed + comm.get_rank() + self.start_iter)
+            return
+        mine = processes[comm.get_rank()]
+        set_random_state(mine["random"])
+        self.log.window.load_state_dict(mine["window"])
+
+
+def step_numbers(result: StepResult) -> dict[str, float]:
+    """A step's losses, their total, gradient norm and number of targets under their names in the log."""
+    return {
+        "total_loss": sum(result.losses.values()),
+        **result.losses,
+        "gradient_norm": result.gradient_norm,
+        "targets": float(result.num_targets),
+    }
+
+
+def worker_killed(error: RuntimeError, iteration: int) -> InputError | None:
+    """What PyTorch says of a loader's worker that died, in one line; None when it is about something else."""
+    text = " ".join(str(error).split())
+    if "DataLoader worker" not in text:
+        return None
+    return InputError(
+        f"iteration {iteration}: a data-loader worker was killed, mostly for memory ({text[:160]}); lower "
+        "DATALOADER.NUM_WORKERS or ask for more memory, then go on by --resume"
+    )
 
 
 def not_about_input(record: logging.LogRecord) -> bool:
     """False for the traceback that detectron2 logs of bad input, of which the tool tells in one line."""
-    return not (record.exc_info and record.exc_info[1] and is_input_error(record.exc_info[1]))
-
-
-class BestCheckpoint(hooks.BestCheckpointer):
-    """model_best.pth holds the model with the highest metric so far, also across a resumed run.
-
-    The checkpoint knows its own metric: the record is taken down before it is saved.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"best_metric": self.best_metric, "best_iter": self.best_iter}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_metric, self.best_iter = state["best_metric"], state["best_iter"]
-
-    def _best_checking(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self._val_metric, (math.nan, 0))
-        if not math.isfinite(value):
-            logger.warning("TEST.BEST_METRIC %s has no value in this evaluation", self._val_metric)
-        elif self.best_metric is None or value > self.best_metric:
-            self.best_metric, self.best_iter = float(value), iteration
-            self._checkpointer.save(self._file_prefix, iteration=iteration)
-            logger.info("best %s so far: %.3f; saved as %s.pth", self._val_metric, value, self._file_prefix)
-
-
-class MixedPrecisionStep(SimpleTrainer):
-    """One iteration under autocast, on CPU or GPU; float16 with loss scaling, bfloat16 without."""
-
-    def __init__(
-        self, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer, device: str, dtype: torch.dtype
-    ) -> None:
-        super().__init__(model, loader, optimizer)
-        self.device_type = torch.device(device).type
-        self.dtype = dtype
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=dtype == torch.float16)
-
-    def run_step(self) -> None:
-        start = time.perf_counter()
-        data = next(self._data_loader_iter)
-        data_time = time.perf_counter() - start
-        with torch.autocast(self.device_type, dtype=self.dtype):
-            losses = self.model(data)
-        self.optimizer.zero_grad()
-        self.scaler.scale(sum(losses.values())).backward()
-        self.after_backward()
-        self._write_metrics(losses, data_time)
-        self.scaler.step(self.optimizer)  # unscales first, so that clipping sees the true gradients
-        self.scaler.update()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "grad_scaler": self.scaler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.scaler.load_state_dict(state["grad_scaler"])
-
-
-def build_step(
-    cfg: CfgNode, model: nn.Module, loader: Any, optimizer: torch.optim.Optimizer
-) -> SimpleTrainer:
-    """What one iteration does: plain, or in mixed precision with SOLVER.AMP."""
-    if not cfg.SOLVER.AMP.ENABLED:
-        return SimpleTrainer(model, loader, optimizer)
-    if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
-        valid = ", ".join(AMP_DTYPES)
-        raise InputError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; use one of: {valid}")
-    return MixedPrecisionStep(model, loader, optimizer, cfg.MODEL.DEVICE, AMP_DTYPES[cfg.SOLVER.AMP.DTYPE])
-
-
-def evaluation_folder(cfg: CfgNode, dataset_name: str) -> Path:
-    """Where metrics and predictions on a data set go."""
-    return Path(cfg.OUTPUT_DIR) / "inference" / dataset_name
-
-
-def bounded_workers(cfg: CfgNode) -> int:
-    """DATALOADER.NUM_WORKERS, but no more than this process's share of the cores it may run on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // comm.get_local_size())
-    if share < cfg.DATALOADER.NUM_WORKERS:
-        logger.info(
-            "%d data-loader workers instead of %d: %d cores", share, cfg.DATALOADER.NUM_WORKERS, cores
-        )
-    return min(cfg.DATALOADER.NUM_WORKERS, share)
+    error = record.exc_info[1] if record.exc_info else None
+    return not (error and (is_input_error(error) or "DataLoader worker" in str(error)))

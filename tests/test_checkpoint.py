@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from mask_former.checkpoint import Checkpointer, load_weights
+from mask_former.checkpoint import load_weights
 from mask_former.checkpoint_names import modernise_names, prefix_backbone_names
 from mask_former.checkpoint_reading import read_checkpoint
 from mask_former.errors import InputError
+from mask_former.training.checkpointer import Checkpointer
 from tests.checkpoint_files import (
     LAYOUTS,
     OTHER_CLASSES,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from mask_former.criterion import SetCriterion, mean_num_targets, weigh
+from mask_former.criterion import SetCriterion, weigh
 from mask_former.losses import dice_loss, focal_loss
 from mask_former.matcher import HungarianMatcher, Target
 from mask_former.predictor import Predictions
@@ -82,15 +82,49 @@ def test_targets_without_a_query_still_count_in_the_division() -> None:
     assert both["loss_mask"].item() == pytest.approx(alone["loss_mask"].item() / 2)
 
 
-def test_number_of_targets_is_at_least_one_and_a_mean_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = torch.device("cpu")
-    assert mean_num_targets([target([]), target([])], device).item() == 1
-    assert mean_num_targets([target([0]), target([1, 1])], device).item() == 3
+def test_totals_by_hand() -> None:
+    """Three queries an image; "no object" weighs 0.1: images of no, one and two targets have 3, 2 and 1."""
+    totals = criterion().totals([torch.tensor([]).long(), torch.tensor([1]), torch.tensor([0, 1])], 3)
+    assert totals.targets.item() == 3
+    assert totals.class_weight.item() == pytest.approx(3 * 1 + 6 * 0.1)
+    alone = criterion().totals([torch.tensor([]).long()], 3)
+    assert alone.targets.item() == 1 and alone.class_weight.item() == pytest.approx(0.3)
+    crowded = criterion().totals([torch.tensor([0, 1, 1, 0, 1])], 3)  # two targets have no query
+    assert crowded.targets.item() == 5 and crowded.class_weight.item() == 3
+
+
+def test_totals_are_means_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(
-        torch.distributed, "all_reduce", lambda count: count.add_(4)
-    )  # the other process has 4
-    assert mean_num_targets([target([0]), target([1, 1])], device).item() == 3.5
+    other = torch.tensor([7.0, 4.0])  # the other process's sums
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: sums.add_(other))
+    totals = criterion().totals([torch.tensor([0]), torch.tensor([1, 1])], 3)
+    assert totals.targets.item() == (3 + 4) / 2
+    assert totals.class_weight.item() == pytest.approx((3.3 + 7) / 2)
+    other.zero_()
+    assert criterion().totals([torch.tensor([]).long()], 3).targets.item() == 0.5  # one in all, for two
+
+
+def test_micro_batches_add_up_to_the_batch() -> None:
+    """Losses and gradients of three images at once, and as 1 + 2, one of them without targets."""
+    module = criterion(num_earlier_layers=1)
+    truth = [target([0, 1]), target([]), target([1, 1, 0], seed=3)]
+    whole, parts = outputs(3, layers=2), outputs(3, layers=2)
+    expected = module(whole, truth)
+    sum(expected.values()).backward()
+    totals = module.totals([one["labels"] for one in truth], num_queries=4)
+    found = dict.fromkeys(expected, 0.0)
+    for images in (slice(0, 1), slice(1, 3)):
+        part: Predictions = {
+            **{name: parts[name][images] for name in ("pred_logits", "pred_masks")},
+            "aux_outputs": [{name: layer[name][images] for name in layer} for layer in parts["aux_outputs"]],
+        }
+        losses = module(part, truth[images], totals)
+        sum(losses.values()).backward()
+        found = {name: found[name] + losses[name].item() for name in found}
+    assert found == pytest.approx({name: loss.item() for name, loss in expected.items()}, rel=1e-6)
+    for one, other in zip([whole, *whole["aux_outputs"]], [parts, *parts["aux_outputs"]], strict=True):
+        for name in ("pred_logits", "pred_masks"):
+            torch.testing.assert_close(other[name].grad, one[name].grad, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("images", [1, 2])

@@ -5,7 +5,8 @@ import logging
 import pytest
 import torch
 
-from mask_former.checkpoint import Checkpointer, load_weights
+from mask_former.checkpoint import load_weights
+from mask_former.training.checkpointer import Checkpointer
 from tests.tiny_pisr import BASELINE, tiny_pisr
 
 

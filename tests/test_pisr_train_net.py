@@ -39,7 +39,7 @@ def test_curves_hold_both_stages_losses_and_pisrs_numbers(folder):
     stages = ("final", "initial", "initial_0")  # two decoder layers
     losses = {f"{kind}_{stage}" for kind in KINDS for stage in stages}
     assert row["iteration"] == 3 and {name for name in row if name.startswith("loss_")} == losses
-    assert row["total_loss"] == pytest.approx(sum(row[name] for name in losses), rel=0.05)  # medians of 20
+    assert row["total_loss"] == pytest.approx(sum(row[name] for name in losses), rel=1e-6)
     numbers = {name: value for name, value in row.items() if name.startswith("pisr/")}
     assert numbers.keys() == {
         "pisr/pixel_residual",
@@ -68,7 +68,7 @@ def test_resuming_goes_on_where_it_stopped(folder, data, tmp_path):
     train(data, arguments(tmp_path, "--resume", config=PISR_CONFIG, **OPTIONS, DATASETS__TEST="()"))
     resumed = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert resumed["iteration"] == 3 and last_row(tmp_path)["iteration"] == 3
-    steps = {state["step"].item() for state in resumed["trainer"]["_trainer"]["optimizer"]["state"].values()}
+    steps = {state["step"].item() for state in resumed["optimizer"]["state"].values()}
     assert steps == {4.0}
     assert resumed["model"].keys() == weights(folder / "model_final.pth").keys()
     # O_f goes on from two steps' training: an Adam step is at most about the learning rate, 5e-5 at warm-up

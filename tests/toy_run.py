@@ -8,7 +8,6 @@ from typing import Any
 from unittest import mock
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
 from mask_former.data.toy_scenes import write_toy_scenes
@@ -68,7 +67,7 @@ def train(data: Path, command: Sequence[str]) -> Any:
     forget_datasets()
     forget_loggers()
     with mock.patch.dict(os.environ, {"DETECTRON2_DATASETS": str(data)}):
-        return train_net.main(default_argument_parser().parse_args(command))
+        return train_net.main(train_net.parser().parse_args(command))
 
 
 def exit_code(data: Path, command: Sequence[str]) -> int:

@@ -4,57 +4,139 @@
     python tools/train_net.py --config-file configs/toy/maskformer_tiny.yaml SOLVER.MAX_ITER 200
     python tools/train_net.py --config-file F --resume
     python tools/train_net.py --config-file F --eval-only MODEL.WEIGHTS output/model_final.pth
+    python tools/train_net.py --config-file F --auto-scale SOLVER.IMS_PER_BATCH 8 SOLVER.ACCUMULATION_STEPS 4
 
-Everything goes to OUTPUT_DIR: log.txt, config.yaml, metrics.json (a line every 20 iterations), TensorBoard
-events, checkpoints, and inference/DATASET/ with the metrics of each evaluation. Without a GPU it trains on
-the CPU.
+Everything goes to OUTPUT_DIR: log.txt, config.yaml, run.json and provenance/ (what made the run),
+metrics.json (a row every LOG.PERIOD iterations), TensorBoard events, checkpoints, and inference/DATASET/ with
+the metrics of each evaluation. A run that was stopped, however that was, goes on by --resume. Without a GPU
+it trains on the CPU.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
 
 import _path  # noqa: F401  (puts the repository's root on sys.path)
-from mask_former.checkpoint import Checkpointer
+from mask_former.atomic_write import replace_file
+from mask_former.data.loader import usable_cores
 from mask_former.errors import InputError, run_cli
+from mask_former.evaluation.run import evaluate
 from mask_former.prediction import build_blank_model
 from mask_former.trainer import Trainer
+from mask_former.training.checkpointer import Checkpointer
+from mask_former.training.run_lock import locked
+from mask_former.training.scaling import RULES, scale_to_batch
 from tools.project import project_config, require_writable
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """The frozen configuration of the command line; loggers, seed and output folder are ready."""
+def parser() -> argparse.ArgumentParser:
+    """detectron2's arguments and this tool's own."""
+    arguments = default_argument_parser(epilog=__doc__)
+    arguments.add_argument(
+        "--num-processes",
+        type=int,
+        default=0,
+        help="processes on this machine (default: --num-gpus); several on a CPU work together by gloo",
+    )
+    arguments.add_argument(
+        "--overwrite", action="store_true", help="start anew where OUTPUT_DIR holds a run: it is deleted"
+    )
+    arguments.add_argument(
+        "--auto-scale",
+        nargs="?",
+        const="linear",
+        choices=sorted(RULES),
+        help="scale learning rate and schedule of the config file from its SOLVER.IMS_PER_BATCH to the one "
+        "given on the command line; keys given there stay (default rule: linear)",
+    )
+    return arguments
+
+
+def configuration(args: argparse.Namespace) -> tuple[CfgNode, str]:
+    """The frozen configuration of the command line, and a table of what --auto-scale changed, or ""."""
     if not args.config_file:
         raise InputError(
             "--config-file is missing; for a first try: --config-file configs/toy/maskformer_tiny.yaml"
         )
-    setup_logger(name="tools")
     cfg = project_config(args.config_file, args.opts)
+    scaled = ""
+    if args.auto_scale:
+        recipe_batch = project_config(args.config_file).SOLVER.IMS_PER_BATCH
+        changes = scale_to_batch(cfg, recipe_batch, args.auto_scale, fixed=set(args.opts[::2]))
+        title = (
+            f"--auto-scale {args.auto_scale}: batch {recipe_batch} -> {cfg.SOLVER.IMS_PER_BATCH} "
+            f"in {cfg.SOLVER.ACCUMULATION_STEPS} micro-batch(es) a process"
+        )
+        scaled = f"{title}\n{tabulate(changes, headers=('key', 'recipe', 'this run'), disable_numparse=True)}"
     cfg.freeze()
-    require_writable(cfg.OUTPUT_DIR)
-    default_setup(cfg, args)
-    for package in ("mask_former", "pisr_maskformer"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
-    return cfg
+    return cfg, scaled
 
 
-def main(args: argparse.Namespace) -> dict[str, Any] | None:
+def start_log(cfg: CfgNode, args: argparse.Namespace, scaled: str) -> None:
+    """Loggers into OUTPUT_DIR, and what this run is; config.yaml, if it trains."""
+    for package in ("detectron2", "fvcore", "mask_former", "pisr_maskformer", "tools"):
+        logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
+    logger.info("process %d of %d\n%s", comm.get_rank(), comm.get_world_size(), collect_env_info())
+    logger.info("command line: %s", args)
+    if scaled:
+        logger.info("%s", scaled)
+    if comm.is_main_process() and not args.eval_only:
+        with replace_file(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+            file.write(cfg.dump().encode())
+    logger.info("configuration:\n%s", cfg.dump())
+
+
+def main(args: argparse.Namespace) -> Any:
     """Train, or evaluate with --eval-only; returns the results of the evaluation, if there was one."""
-    cfg = setup(args)
-    if args.eval_only:
-        return evaluate(cfg, args.resume)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    cfg, scaled = configuration(args)
+    folder = require_writable(cfg.OUTPUT_DIR)
+    share_cores(cfg)
+    with locked(folder) if comm.is_main_process() else nullcontext():
+        comm.synchronize()  # nobody writes before the main process may
+        if not args.eval_only:
+            prepare_folder(cfg, args)
+        start_log(cfg, args, scaled)
+        if args.eval_only:
+            return evaluate_checkpoint(cfg, args.resume)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
 
 
-def evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict[str, Any]:
+def prepare_folder(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Nothing of an earlier run is mixed with a new one, nor overwritten unless that is asked for."""
+    if not comm.is_main_process():
+        return
+    checkpointer = Checkpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
+    checkpointer.clean()
+    if args.overwrite:
+        checkpointer.remove_all()
+    elif not args.resume and checkpointer.has_checkpoint():
+        raise InputError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run ({checkpointer.candidates()[0].name}): go on with it "
+            "by --resume, delete it by --overwrite, or set another OUTPUT_DIR"
+        )
+
+
+def share_cores(cfg: CfgNode) -> None:
+    """Processes that compute on the CPU share its cores, instead of each starting a thread on every one."""
+    processes = comm.get_local_size()
+    if cfg.MODEL.DEVICE == "cpu" and processes > 1:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cores() // processes)))
+
+
+def evaluate_checkpoint(cfg: CfgNode, last_checkpoint: bool) -> Any:
     """Results of MODEL.WEIGHTS, or of the last checkpoint in OUTPUT_DIR, on DATASETS.TEST."""
     if not cfg.MODEL.WEIGHTS and not last_checkpoint:
         raise InputError("--eval-only needs weights: add MODEL.WEIGHTS FILE (or --resume for the run's last)")
@@ -65,18 +147,18 @@ def evaluate(cfg: CfgNode, last_checkpoint: bool) -> dict[str, Any]:
             f"--resume: {cfg.OUTPUT_DIR} holds no checkpoint; set OUTPUT_DIR to the run's folder"
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=last_checkpoint)
-    return Trainer.test(cfg, model)
+    return evaluate(cfg, model)
 
 
-def cli() -> None:
-    args = default_argument_parser(epilog=__doc__).parse_args()
+def cli(arguments: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(arguments)
     if args.num_gpus > 1 and torch.cuda.device_count() < args.num_gpus:
         raise InputError(
             f"--num-gpus {args.num_gpus}, but {torch.cuda.device_count()} are visible; ask for fewer"
         )
     launch(
         main,
-        max(args.num_gpus, 1),
+        args.num_processes or max(args.num_gpus, 1),
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,
         dist_url=args.dist_url,

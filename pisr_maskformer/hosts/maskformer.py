@@ -10,6 +10,7 @@ D_h query channels · H×W size of the mask features (stride 4) · h×w size of 
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from mask_former.criterion import SetCriterion
+from mask_former.criterion import LossTotals, SetCriterion
 from mask_former.errors import InputError
 from mask_former.matcher import Target
 from mask_former.model import checked_thing_ids
@@ -205,11 +206,14 @@ class TwoStageSetCriterion(SetCriterion):
         }
 
     def forward(  # type: ignore[override]  # needs both stages
-        self, outputs: PISRPredictions, targets: list[Target]
+        self, outputs: PISRPredictions, targets: list[Target], totals: LossTotals | None = None
     ) -> dict[str, Tensor]:
-        """Unweighted losses of both stages by name; PISR's statistics go to detectron2's log."""
+        """Unweighted losses of both stages by name; PISR's statistics go to detectron2's log.
+
+        Both stages divide by the same `totals` (see SetCriterion).
+        """
         log_statistics(outputs["statistics"])
-        return self.two_stage(super().forward, outputs, targets)
+        return self.two_stage(partial(super().forward, totals=totals), outputs, targets)
 
 
 def log_statistics(statistics: dict[str, Tensor]) -> None:

@@ -1,0 +1,165 @@
+"""One run at a time writes to a folder: a lock that dies with its process."""
+
+import errno
+import fcntl
+import getpass
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mask_former.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+LOCK_FILE = "run.lock"
+NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+POLL_SECONDS = 0.2
+_held: dict[str, int] = {}  # folder -> process that holds it; a forked child finds its parent's entries here
+_held_guard = threading.Lock()
+
+
+@contextmanager
+def locked(folder: str | Path, patience: float = 10.0) -> Iterator[None]:
+    """Be the only run that writes to `folder`, which is made if need be; for a run's main process only.
+
+    InputError names the holder when another run, of this process or any other, is there; one that is just
+    dying is given `patience` seconds. The lock dies with its process, however that ends. Where the file
+    system has no locks, a warning is all.
+
+    It is a POSIX record lock: forked data-loader workers, which may outlive a killed trainer, do not inherit
+    it, and NFS knows it. Its price: it is lost when this process closes any other descriptor of run.lock.
+    """
+    folder = Path(folder)
+    key = os.path.realpath(folder)
+    with _held_guard:
+        if _held.get(key) == os.getpid():  # a process's own locks never exclude it
+            raise InputError(refusal(folder, f"pid {os.getpid()} itself, in another run"))
+        _held[key] = owner = os.getpid()
+    try:
+        handle = _open_locked(folder, patience)
+        try:
+            yield
+        finally:
+            if os.getpid() == owner:  # a forked child that leaves the body says nothing for its parent
+                with suppress(OSError):  # the text is a courtesy; closing is what frees the folder
+                    os.ftruncate(handle, 0)
+            os.close(handle)
+    finally:
+        with _held_guard:
+            _held.pop(key, None)
+
+
+def refusal(folder: Path, holder: str) -> str:
+    return (
+        f"OUTPUT_DIR {folder} is being written by {holder}; "
+        "wait for it, stop it, or choose another OUTPUT_DIR"
+    )
+
+
+def cannot_write(folder: Path, error: OSError) -> str:
+    return (
+        f"cannot write to OUTPUT_DIR {folder}: {error.strerror}; "
+        "choose another OUTPUT_DIR, or mend its rights"
+    )
+
+
+def _open_locked(folder: Path, patience: float) -> int:
+    """Descriptor of the locked lock file, which names this process."""
+    path = folder / LOCK_FILE
+    deadline = time.monotonic() + patience
+    waiting = False
+    while True:
+        handle = _open(path)
+        try:
+            if _lock(handle, path):
+                if _is_at(handle, path):
+                    _write_holder(handle, folder)
+                    return handle
+            elif time.monotonic() >= deadline:
+                raise InputError(refusal(folder, _holder(path)))
+            elif not waiting:
+                logger.info("OUTPUT_DIR %s is held by %s: waiting for its end", folder, _holder(path))
+                waiting = True
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        time.sleep(POLL_SECONDS)
+
+
+def _open(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(cannot_write(path.parent, error)) from error
+
+
+def _lock(handle: int, path: Path) -> bool:
+    """False when another process holds it; True, with a warning, where nobody can."""
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if error.errno not in NO_LOCKS_HERE:
+            raise
+        logger.warning(
+            "%s: the file system has no locks (%s); see to it that one run at a time writes here",
+            path,
+            error.strerror,
+        )
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """False when the file was removed since it was opened: a lock on it would exclude nobody."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _write_holder(handle: int, folder: Path) -> None:
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "user": user_name(),
+        "since": now(),
+        "command": shlex.join(sys.argv),
+    }
+    try:
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, (json.dumps(holder) + "\n").encode(), 0)
+    except OSError as error:  # a full disk, most likely
+        raise InputError(cannot_write(folder, error)) from error
+
+
+def _holder(path: Path) -> str:
+    """Who the lock file names; it may be empty, or half written just now."""
+    try:
+        holder = json.loads(path.read_text())
+        return f"pid {holder['pid']} on host {holder['host']} since {holder['since']} (user {holder['user']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,148 @@
+"""One optimiser step: a batch in micro-batches, in mixed precision if asked for, its gradients clipped.
+
+Losses that are not finite change nothing: such a step is left out, in all processes alike, and
+`divergence.DivergenceGuard` decides when there were too many.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mask_former.errors import InputError
+from mask_former.training.divergence import DivergenceGuard
+
+Samples = list[dict[str, Any]]
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class StepResult(NamedTuple):
+    """Numbers of one step, of this process's share of the batch."""
+
+    losses: dict[str, float]  # weighted, by name; their mean over processes is the batch's
+    gradient_norm: float  # before clipping; the same in all processes
+    num_targets: int
+    skipped: bool  # not finite somewhere: no parameter changed
+
+
+class TrainingStep:
+    """Gradients of a batch, added up over its micro-batches and averaged over processes, then one update.
+
+    With loss totals (`loss_totals` of the model) the result is that of the whole batch at once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip: Callable[[Sequence[Tensor]], Tensor],
+        *,
+        amp_dtype: torch.dtype | None = None,
+        guard: DivergenceGuard | None = None,
+    ) -> None:
+        """`model`: wrapped in DistributedDataParallel where there are several processes.
+
+        `clip` changes gradients in place and returns their norm before. `amp_dtype`: None without autocast.
+        """
+        self.model = model
+        self.network: Any = model.module if isinstance(model, DistributedDataParallel) else model
+        self.optimizer = optimizer
+        self.clip = clip
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.amp_dtype = amp_dtype
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == torch.float16)
+        self.guard = guard or DivergenceGuard()
+        self.guard.watch(self.network)
+
+    def __call__(self, iteration: int, batch: Sequence[Samples]) -> StepResult:
+        """One step on the micro-batches of this process.
+
+        Raises InputError when the guard has seen too many steps in a row that were not finite.
+        """
+        self.guard.begin()
+        self.optimizer.zero_grad(set_to_none=True)
+        totals = self.network.loss_totals([sample for samples in batch for sample in samples])
+        parts = [
+            self._backward(samples, totals, is_last=i == len(batch) - 1) for i, samples in enumerate(batch)
+        ]
+        self.scaler.unscale_(self.optimizer)
+        norm = self.clip([p for p in self.parameters if p.grad is not None])
+        losses, gradient_norm, finite = self._judge(parts, norm)
+        if finite:
+            self.scaler.step(self.optimizer)  # with float16 it leaves out overflows, which are no divergence
+        self.scaler.update()
+        self.guard.judge(iteration, batch, parts, gradient_norm, self.network, finite)
+        num_targets = sum(len(sample["instances"]) for samples in batch for sample in samples)
+        return StepResult(losses, gradient_norm, num_targets, skipped=not finite)
+
+    def _backward(self, samples: Samples, totals: Any, is_last: bool) -> dict[str, Tensor]:
+        """Add one micro-batch's gradients; returns its losses. Processes exchange gradients at the last."""
+        exchange: AbstractContextManager[Any] = nullcontext()
+        if isinstance(self.model, DistributedDataParallel) and not is_last:
+            exchange = self.model.no_sync()
+        with exchange:
+            with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                losses = self.model(samples, totals)
+            self.scaler.scale(sum(losses.values())).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _judge(
+        self, parts: Sequence[dict[str, Tensor]], norm: Tensor
+    ) -> tuple[dict[str, float], float, bool]:
+        """The micro-batches' losses added up, the norm, and whether all is finite in every process.
+
+        All numbers come from the device in one copy.
+        """
+        names = list(parts[0])
+        sums = torch.stack([torch.stack([part[name].float() for name in names]) for part in parts]).sum(dim=0)
+        wrong = ~sums.isfinite().all() | (self.guard.costs.count > 0)
+        if not self.scaler.is_enabled():  # the scaler looks for overflowing gradients itself
+            wrong = wrong | ~norm.isfinite()
+        wrong = wrong.float()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(wrong)
+        *values, gradient_norm, is_wrong = torch.cat([sums, norm.float()[None], wrong[None]]).tolist()
+        return dict(zip(names, values, strict=True)), gradient_norm, not is_wrong
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The optimiser's moments come from `state`; rates, decays and the like stay the configuration's."""
+        configured = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, settings in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(settings)
+        if state["scaler"]:  # that of a run without float16 is empty
+            self.scaler.load_state_dict(state["scaler"])
+        self.guard.load_state_dict(state["guard"])
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """SOLVER.AMP as a type to autocast to, None when it is off; InputError on an unknown type."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.SOLVER.AMP.DTYPE not in AMP_DTYPES:
+        valid = ", ".join(AMP_DTYPES)
+        raise InputError(f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}; use one of: {valid}")
+    return AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
+
+
+def distribute(model: nn.Module) -> nn.Module:
+    """The model as every process of a run uses it: gradients averaged, where there is more than one."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    return DistributedDataParallel(
+        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
+    )

@@ -1,0 +1,126 @@
+"""Several processes equal one: losses, gradients, whole runs. Two real processes on the CPU, with gloo."""
+
+import json
+import math
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.engine import launch
+from detectron2.utils import comm
+from toy_run import arguments, render
+
+from mask_former.training.step import TrainingStep, distribute
+from tests.resumable import RunServer
+from tests.tiny import sample, tiny_model
+from tests.tiny_pisr import tiny_pisr
+
+MODELS = {"maskformer": tiny_model, "pisr": tiny_pisr}
+# Targets of the images of a batch; the second half is the second process's.
+BATCHES = {"equal": (2, 3, 1, 4), "one process without any": (3, 2, 0, 0), "none at all": (0, 0, 0, 0)}
+
+
+def one_step(model: str, batch: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Losses and gradients of one step on this process's micro-batches."""
+    network = MODELS[model]()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    clip = partial(torch.nn.utils.clip_grad_norm_, max_norm=math.inf)
+    result = TrainingStep(distribute(network), optimizer, clip)(0, batch)
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    return {"losses": result.losses, "gradients": gradients}
+
+
+def samples(segments: tuple[int, ...]) -> list[dict[str, Any]]:
+    return [sample(seed, segments=number) for seed, number in enumerate(segments)]
+
+
+def work(folder: str, micro_batches: int) -> None:
+    """In each of two processes: every case on this one's half of the batch."""
+    torch.set_num_threads(1)
+    for model in MODELS:
+        for name, segments in BATCHES.items():
+            half = samples(segments)[2 * comm.get_rank() :][:2]
+            batch = [half] if micro_batches == 1 else [[one] for one in half]
+            torch.save(one_step(model, batch), Path(folder) / f"{model} {name} {comm.get_rank()}.pth")
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one micro-batch", "two micro-batches"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("both")
+    launch(work, 2, dist_url="auto", args=(str(folder), request.param))
+    return folder
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("batch", BATCHES)
+def test_two_processes_have_the_losses_and_gradients_of_one(both: Path, model: str, batch: str) -> None:
+    first, second = (torch.load(both / f"{model} {batch} {rank}.pth") for rank in (0, 1))
+    alone = one_step(model, [samples(BATCHES[batch])])
+    assert first["losses"].keys() == second["losses"].keys() == alone["losses"].keys()
+    for name, loss in alone["losses"].items():
+        mean = (first["losses"][name] + second["losses"][name]) / 2
+        assert mean == pytest.approx(loss, rel=1e-5, abs=1e-7), name
+    assert first["gradients"].keys() == second["gradients"].keys() == alone["gradients"].keys()
+    largest = max(gradient.abs().max().item() for gradient in alone["gradients"].values())
+    for name, gradient in alone["gradients"].items():
+        assert torch.equal(first["gradients"][name], second["gradients"][name]), name
+        torch.testing.assert_close(
+            first["gradients"][name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=name
+        )
+
+
+RUN = {
+    "SOLVER__IMS_PER_BATCH": 4,
+    "LOG__PERIOD": 1,
+    "TEST__EVAL_PERIOD": 0,
+    "SOLVER__CHECKPOINT_PERIOD": 3,
+    "SOLVER__MAX_ITER": 6,
+}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_a_run_of_two_processes_is_the_run_of_one_and_resumes(tmp_path: Path) -> None:
+    server = RunServer(render(tmp_path / "datasets"))
+
+    def run(name: str, *flags: str, **options: Any) -> str:
+        log = tmp_path / f"{name}.log"
+        code = server.wait(server.start(arguments(tmp_path / name, *flags, **{**RUN, **options}), log))
+        assert code == 0, log.read_text()[-3000:]
+        return log.read_text()
+
+    run("one")
+    run("two", "--num-processes", "2", SOLVER__MAX_ITER=3, DATASETS__TEST="()")
+    # the same run goes on to iteration 6: schedule and images are those of the configuration
+    run("two", "--num-processes", "2", "--resume")
+    server.close()
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row["iteration"] for row in two] == [row["iteration"] for row in one]
+    steps = [(a, b) for a, b in zip(one, two, strict=True) if "total_loss" in a]
+    assert len(steps) == 6
+    for first, second in steps:
+        assert first["image_ids"] == second["image_ids"] and first["targets"] == second["targets"]
+    for name, loss in steps[0][0].items():
+        if name.startswith("loss") or name == "gradient_norm":
+            assert steps[0][1][name] == pytest.approx(loss, rel=1e-4), name
+    saved = torch.load(tmp_path / "two/model_final.pth", weights_only=True)
+    assert len(saved["processes"]) == 2 and saved["data"]["samples_seen"] == 24
+    assert "panoptic_seg/PQ" in two[-1]  # evaluated by both
+
+
+def test_bad_input_in_one_process_ends_both_with_one_line(tmp_path: Path) -> None:
+    data = render(tmp_path / "datasets")
+    for path in (data / "toy/train").iterdir():
+        path.write_bytes(b"no image")
+    server = RunServer(data)
+    command = arguments(tmp_path / "run", "--num-processes", "2", **RUN)
+    code = server.wait(server.start(command, tmp_path / "log"))
+    server.close()
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and "cannot be decoded" in lines[0]
+    assert os.listdir(tmp_path / "run")  # what there was stays
