@@ -1,7 +1,9 @@
 """Bad input: one line that says what, where and how to mend, and an exit code that is not 0."""
 
+import errno
 import sys
 from collections.abc import Callable
+from typing import TypeGuard
 
 
 class InputError(ValueError):
@@ -16,6 +18,11 @@ def one_line(error: BaseException) -> str:
     if wrapped:
         return wrapped[-1]
     return lines[0] if lines else type(error).__name__
+
+
+def is_disk_full(error: BaseException) -> TypeGuard[OSError]:
+    """True when there was no room to write: disk, quota, or the largest size of a file."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_input_error(error: BaseException) -> bool:

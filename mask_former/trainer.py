@@ -22,7 +22,7 @@ from torch import nn
 from mask_former.data import build_mapper, dataset_records
 from mask_former.data.batch_check import check_samples
 from mask_former.data.loader import bounded_workers, build_training_loader
-from mask_former.errors import InputError, is_input_error
+from mask_former.errors import InputError, is_disk_full, is_input_error
 from mask_former.evaluation import build_evaluators
 from mask_former.evaluation.run import evaluate, evaluation_folder
 from mask_former.optimizer import build_clipping, build_lr_scheduler, build_optimizer, learning_rates
@@ -107,11 +107,11 @@ class Trainer(TrainerBase):
         loop_logger.addFilter(not_about_input)
         try:
             super().train(self.start_iter, self.max_iter)
-        except RuntimeError as error:
-            killed = worker_killed(error, self.iter)
-            if killed is None:
+        except (RuntimeError, OSError) as error:
+            said = worker_killed(error, self.iter) or disk_full(error, self.cfg.OUTPUT_DIR)
+            if said is None:
                 raise
-            raise killed from error
+            raise said from error
         finally:
             loop_logger.removeFilter(not_about_input)
             self.batches = None
@@ -253,7 +253,18 @@ def step_numbers(result: StepResult) -> dict[str, float]:
     }
 
 
-def worker_killed(error: RuntimeError, iteration: int) -> InputError | None:
+def disk_full(error: BaseException, folder: str) -> InputError | None:
+    """A log or picture for which there was no room, in one line; None when it is about something else."""
+    if not is_disk_full(error):
+        return None
+    where = getattr(error, "filename", None) or folder
+    return InputError(
+        f"no room for {where}: {error.strerror}; what was saved before is as it was; make room, then go on "
+        "by --resume"
+    )
+
+
+def worker_killed(error: BaseException, iteration: int) -> InputError | None:
     """What PyTorch says of a loader's worker that died, in one line; None when it is about something else."""
     text = " ".join(str(error).split())
     if "DataLoader worker" not in text:
@@ -267,4 +278,4 @@ def worker_killed(error: RuntimeError, iteration: int) -> InputError | None:
 def not_about_input(record: logging.LogRecord) -> bool:
     """False for the traceback that detectron2 logs of bad input, of which the tool tells in one line."""
     error = record.exc_info[1] if record.exc_info else None
-    return not (error and (is_input_error(error) or "DataLoader worker" in str(error)))
+    return not (error and (is_input_error(error) or is_disk_full(error) or worker_killed(error, 0)))

@@ -57,6 +57,7 @@ class RunServer:
 
 def serve(slow_writes: float) -> None:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    import tests.tiny  # noqa: F401  (registers the tiny backbone)
     from mask_former.errors import run_cli
     from tools import train_net
 

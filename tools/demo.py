@@ -71,7 +71,7 @@ def train(model: Model, output: Path, environment: dict[str, str], iterations: i
     folder.mkdir(parents=True, exist_ok=True)
     metrics = folder / "metrics.json"
     metrics.unlink(missing_ok=True)
-    command = ["tools/train_net.py", "--config-file", model.config]
+    command = ["tools/train_net.py", "--config-file", model.config, "--overwrite"]
     command += ["OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", str(iterations)]
     process = run(command, output / f"{model.name}.log", environment)
     try:

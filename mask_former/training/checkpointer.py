@@ -9,7 +9,6 @@ A file appears under its name when all of it is on the disk. Should the last one
 one before is taken, with a warning.
 """
 
-import errno
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from torch import nn
 from mask_former.atomic_write import remove_leftovers, replace_file
 from mask_former.checkpoint import LoadReport, load_state
 from mask_former.checkpoint_reading import local_path, read_checkpoint
-from mask_former.errors import InputError
+from mask_former.errors import InputError, is_disk_full
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +178,7 @@ def _why_unwritten(path: Path, error: Exception) -> str:
     while cause is not None and not isinstance(cause, OSError):  # PyTorch's writer hides what the disk said
         cause = cause.__context__
     unharmed = "earlier checkpoints are as they were"
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if cause is not None and is_disk_full(cause):
         return (
             f"no room for checkpoint {path}: {cause.strerror} ({_free_gigabytes(path.parent):.2f} GB free); "
             f"{unharmed}; make room, or lower SOLVER.KEEP_CHECKPOINTS, then go on by --resume"
