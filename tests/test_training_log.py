@@ -122,7 +122,6 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self) -> None:
         super().__init__("wandb")
-        self.util = types.SimpleNamespace(generate_id=lambda: "id1")
         self.begun: list[dict[str, Any]] = []
         self.logged: list[tuple[int, dict[str, float]]] = []
 
@@ -146,9 +145,9 @@ def test_weights_and_biases_gets_the_numbers_and_a_resume_goes_on_with_its_run(
             writer.write(start, {"total_loss": 2.0, "image_ids": ["a"]})
             writer.close()
     assert wandb.logged == [(0, {"total_loss": 2.0}), (1, {"total_loss": 2.0})]
-    assert [(one["project"], one["id"], one["resume"]) for one in wandb.begun] == [
-        ("pisr", "id1", "allow")
-    ] * 2
+    first, second = wandb.begun
+    assert first["id"] == second["id"] == (tmp_path / "wandb_id.txt").read_text()
+    assert (first["project"], first["resume"], second["resume"]) == ("pisr", "allow", "allow")
 
 
 def test_without_weights_and_biases_a_run_goes_on_with_a_warning(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,7 +63,7 @@ class WandbWriter:
         import wandb
 
         id_file = folder / "wandb_id.txt"
-        known = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
+        known = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
         id_file.write_text(known)
         self.run = wandb.init(project=project, id=known, resume="allow", dir=str(folder), config=cfg)
 
