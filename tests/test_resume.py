@@ -218,6 +218,20 @@ def test_a_run_killed_in_its_evaluation_evaluates_first(
     assert_same_run(folder, undisturbed)
 
 
+def test_the_scale_of_float16_is_resumed(server: RunServer, tmp_path: Path) -> None:
+    """The first steps overflow and lower it; on a small network, since float16 on a CPU is slow."""
+    options = {"SOLVER__AMP__ENABLED": True, "MODEL__BACKBONE__NAME": "TinyBackbone", "DATASETS__TEST": "()"}
+    run_to_end(server, tmp_path / "whole", SOLVER__MAX_ITER=8, **options)
+    run_to_end(server, tmp_path / "cut", SOLVER__MAX_ITER=5, **options)
+    run_to_end(server, tmp_path / "cut", "--resume", SOLVER__MAX_ITER=8, **options)
+    whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")
+    scales = [row["loss_scale"] for row in whole]
+    assert len(scales) == 8 and len(set(scales)) > 1 and scales[-1] < 65536
+    assert [row["loss_scale"] for row in cut] == scales
+    # the learning rate of the first five iterations is that of a shorter schedule
+    assert [row["image_ids"] for row in cut] == [row["image_ids"] for row in whole]
+
+
 def test_neither_workers_nor_micro_batches_change_a_run(
     server: RunServer, undisturbed: Path, tmp_path: Path
 ) -> None:

@@ -1,152 +1,50 @@
-"""Make ADE20K's panoptic and semantic labels from the challenge's annotations; `--check` shows what is there.
+"""Make ADE20K's panoptic, instance and semantic labels from the challenge's annotations.
 
-    python tools/prepare_ade20k.py --check
+    python tools/prepare_ade20k.py --check            # what is there, what is missing, where to get it
     python tools/prepare_ade20k.py                    # in place, in $DETECTRON2_DATASETS/ADEChallengeData2016
     python tools/prepare_ade20k.py ROOT --output OTHER    # ROOT stays as it is
 
-Writes annotations_detectron2/, ade20k_panoptic_{train,val}/ and ade20k_panoptic_{train,val}.json (layout and
-coding: mask_former/data/ade20k.py). Areas and boxes are measured on the final map. Running it
-again, also after it was stopped, writes the same files again.
+Writes annotations_detectron2/, ade20k_panoptic_{train,val}/ and their JSON (layout and coding:
+mask_former/data/ade20k.py), the things alone as ade20k_instance_{train,val}.json, and a journal,
+prepare_ade20k_{train,val}.jsonl. Areas, boxes and masks are those of the final PNG, read back from the disk.
+A run that was stopped, by whatever, goes on where it was; a finished one changes nothing. Only images whose
+labels or sources are not those of the journal are made again.
 """
 
 import argparse
-import json
 import logging
-import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 import _path  # noqa: F401
-from mask_former.atomic_write import replace_file
-from mask_former.data.ade20k import (
-    FOLDER,
-    SPLIT_FOLDERS,
-    ade20k_categories,
-    category_of_id,
-    panoptic_ids,
-    panoptic_paths,
-    semantic_label,
+from mask_former.atomic_write import remove_leftovers
+from mask_former.data.ade20k import FOLDER, SPLIT_FOLDERS
+from mask_former.data.ade20k_conversion import (
+    Converted,
+    Split,
+    convert_image,
+    instance_content,
+    is_whole,
+    panoptic_content,
+)
+from mask_former.data.ade20k_journal import (
+    journal_content,
+    only_run,
+    open_journal,
+    read_journal,
+    write_if_changed,
 )
 from mask_former.data.catalog import datasets_root
-from mask_former.data.id_map import (
-    measure_segments,
-    read_class_map,
-    read_image_size,
-    read_rgb_label,
-    write_id_map,
-    write_png,
-)
+from mask_former.data.parallel import parallel_map
 from mask_former.errors import InputError, run_cli
+from tools.ade20k_check import IMAGE_COUNTS, check
+from tools.checks.machine import usable_cores
 
 logger = logging.getLogger(__name__)
-
-IMAGE_COUNTS = {"train": 20210, "val": 2000}
-SOURCES = """Where to get what is missing (for research, under ADE20K's terms; registration may be asked):
-  images, annotations   ADEChallengeData2016.zip of the scene parsing benchmark, sceneparsing.csail.mit.edu
-  annotations_instance  annotations_instance.tar of the instance segmentation challenge 2017, on the same site
-Unpack both so that the folders stand side by side in ADEChallengeData2016."""
-
-Entries = tuple[dict[str, Any], dict[str, Any]]  # of one image, under the JSON's "images" and "annotations"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Where "train" or "val" lies: the challenge's files under `source`, those made here under `output`."""
-
-    name: str
-    source: Path
-    output: Path
-
-    @property
-    def images(self) -> Path:
-        return self.source / "images" / SPLIT_FOLDERS[self.name]
-
-    @property
-    def scenes(self) -> Path:
-        return self.source / "annotations" / SPLIT_FOLDERS[self.name]
-
-    @property
-    def instances(self) -> Path:
-        return self.source / "annotations_instance" / SPLIT_FOLDERS[self.name]
-
-    @property
-    def semantic(self) -> Path:
-        return self.output / "annotations_detectron2" / SPLIT_FOLDERS[self.name]
-
-    @property
-    def panoptic(self) -> Path:
-        return Path(panoptic_paths(self.output, self.name)["panoptic_root"])
-
-    @property
-    def json(self) -> Path:
-        return Path(panoptic_paths(self.output, self.name)["panoptic_json"])
-
-
-def convert_image(split: Split, with_instances: bool, name: str) -> Entries | None:
-    """Write one image's labels; returns its entries of the JSON, None without instances."""
-    scene = read_class_map(split.scenes / f"{name}.png")
-    height, width = read_image_size(split.images / f"{name}.jpg")
-    _require_size(scene, (height, width), split.scenes / f"{name}.png")
-    write_png(split.semantic / f"{name}.png", semantic_label(scene))
-    if not with_instances:
-        return None
-    instance_file = split.instances / f"{name}.png"
-    instances = read_rgb_label(instance_file)
-    _require_size(instances, (height, width), instance_file)
-    try:
-        ids = panoptic_ids(scene, instances)
-    except InputError as error:
-        raise InputError(f"{instance_file}: {error}; unpack the annotations again") from error
-    write_id_map(split.panoptic / f"{name}.png", ids)
-    segments = [
-        {"id": key, "category_id": category_of_id(key), "iscrowd": 0, "area": area, "bbox": box}
-        for key, (area, box) in measure_segments(ids).items()
-    ]
-    image = {"id": name, "file_name": f"{name}.jpg", "height": height, "width": width}
-    return image, {"image_id": name, "file_name": f"{name}.png", "segments_info": segments}
-
-
-def prepare_split(split: Split, workers: int) -> None:
-    """Make the labels of one split: panoptic and semantic, or semantic alone where there are no instances."""
-    names = sorted(path.stem for path in split.images.glob("*.jpg"))
-    if not names:
-        raise InputError(f"{split.images}: no .jpg images; run with --check to see the layout expected")
-    _require_all(names, split.scenes)
-    with_instances = split.instances.is_dir()
-    if with_instances:
-        _require_all(names, split.instances)
-    else:
-        reason = "no panoptic labels for this split, only semantic ones, because %s is missing (see --check)"
-        logger.warning(f"%s: {reason}", split.name, split.instances)
-    split.semantic.mkdir(parents=True, exist_ok=True)
-    if with_instances:
-        split.panoptic.mkdir(parents=True, exist_ok=True)
-        split.json.unlink(missing_ok=True)  # until all is made anew: new PNGs must not meet an old JSON
-    convert = partial(convert_image, split, with_instances)
-    with multiprocessing.Pool(workers) as pool:
-        progress = tqdm(pool.imap(convert, names, chunksize=8), total=len(names), desc=split.name, unit="img")
-        converted = list(progress)
-    if with_instances:
-        write_json(split.json, [entry for entry in converted if entry is not None])
-    expected = IMAGE_COUNTS[split.name]
-    if len(names) != expected:
-        logger.warning("%s: %d images, while the whole data set has %d", split.name, len(names), expected)
-
-
-def write_json(path: Path, converted: list[Entries]) -> None:
-    """Write the COCO-panoptic JSON of a split."""
-    images, annotations = zip(*converted, strict=True)
-    content = {"images": images, "annotations": annotations, "categories": ade20k_categories()}
-    with replace_file(path) as file:
-        file.write(json.dumps(content).encode())
 
 
 def prepare(splits: list[Split], workers: int) -> int:
@@ -161,14 +59,83 @@ def prepare(splits: list[Split], workers: int) -> int:
         try:
             if split.output.resolve() != split.source.resolve():
                 link_images(split)
-            prepare_split(split, workers)
-        except PermissionError as error:
-            raise InputError(f"{error.filename}: cannot be written; name a folder by --output") from error
+            with only_run(split.output):
+                prepare_split(split, workers)
+        except OSError as error:
+            where, reason = error.filename or split.output, error.strerror or error
+            raise InputError(
+                f"{where}: cannot be written ({reason}); mend that or name a folder by --output, and run "
+                "again: what is done is kept"
+            ) from error
         prepared += 1
     if not prepared:
         logger.warning("nothing was prepared; run with --check to see what is missing and where to get it")
         return 1
     return 0
+
+
+def prepare_split(split: Split, workers: int) -> None:
+    """Make the labels of one split: all of them, or the semantic ones alone where there are no instances."""
+    names = split.image_names()
+    if not names:
+        raise InputError(f"{split.images}: no .jpg images; run with --check to see the layout expected")
+    _require_all(names, split.scenes)
+    if split.instances.is_dir():
+        _require_all(names, split.instances)
+        split.panoptic.mkdir(parents=True, exist_ok=True)
+    split.semantic.mkdir(parents=True, exist_ok=True)
+    for folder in (split.output, split.semantic, split.panoptic):
+        if folder.is_dir():
+            remove_leftovers(folder)
+    whole = find_whole(split, names, workers)
+    images = whole + make(split, whole, [*set(names) - {image.name for image in whole}], workers)
+    finish(split, sorted(images, key=lambda image: image.name))
+    if len(names) != IMAGE_COUNTS[split.name]:
+        logger.warning(
+            "%s: %d images, while the whole data set has %d",
+            split.name,
+            len(names),
+            IMAGE_COUNTS[split.name],
+        )
+
+
+def find_whole(split: Split, names: Sequence[str], workers: int) -> list[Converted]:
+    """The images that the journal knows and whose files are still those it tells of."""
+    journal = read_journal(split.journal)
+    known = [journal[name] for name in names if name in journal]
+    if not known:
+        return []
+    flags = parallel_map(partial(is_whole, split), known, min(workers, len(known)), batch=32)
+    progress = tqdm(flags, total=len(known), desc=f"{split.name}, there already", unit="img")
+    whole = [image for image, flag in zip(known, progress, strict=True) if flag]
+    logger.info("%s: %d of %d images are whole already", split.name, len(whole), len(names))
+    return whole
+
+
+def make(split: Split, whole: Sequence[Converted], names: Sequence[str], workers: int) -> list[Converted]:
+    """Convert the images called `names`, with the journal kept; `whole` is what it holds before."""
+    if not names:
+        return []
+    for path in (split.panoptic_json, split.instance_json):
+        path.unlink(missing_ok=True)  # until all is made: new PNGs must not meet an old JSON
+    made = []
+    with open_journal(split.journal, whole) as add_to_journal:
+        converted = parallel_map(partial(convert_image, split), sorted(names), min(workers, len(names)))
+        for image in tqdm(converted, total=len(names), desc=split.name, unit="img"):
+            add_to_journal(image)
+            made.append(image)
+    return made
+
+
+def finish(split: Split, images: Sequence[Converted]) -> None:
+    """Write the JSON files, when every image has its instances, and sort the journal."""
+    if all(image.segments is not None for image in images):
+        write_if_changed(split.panoptic_json, panoptic_content(images))
+        write_if_changed(split.instance_json, instance_content(images))
+    else:
+        reason = "no panoptic labels for this split, only semantic ones, because %s is missing (see --check)"
+        logger.warning(f"%s: {reason}", split.name, split.instances)
+    write_if_changed(split.journal, journal_content(images))
 
 
 def link_images(split: Split) -> None:
@@ -180,27 +147,6 @@ def link_images(split: Split) -> None:
         link.symlink_to(images, target_is_directory=True)
     elif link.resolve() != images:
         raise InputError(f"{link}: holds other images than {images}; name another folder by --output")
-
-
-def check(splits: list[Split]) -> int:
-    """Print the layout with the files found and expected; exit code 1 when something to read is missing."""
-    missing = []
-    for split in splits:
-        expected = IMAGE_COUNTS[split.name]
-        print(f"{split.name}: what the tool reads")
-        for folder, suffix in ((split.images, ".jpg"), (split.scenes, ".png"), (split.instances, ".png")):
-            found = sum(entry.name.endswith(suffix) for entry in os.scandir(folder)) if folder.is_dir() else 0
-            state = "ok" if found >= expected else "partly" if found else "missing"
-            print(f"  {state:9}{found:5} of {expected:5}  {folder}")
-            if found < expected:
-                missing.append(folder)
-        print(f"{split.name}: what the tool makes")
-        for path in (split.semantic, split.panoptic, split.json):
-            print(f"  {'there' if path.exists() else 'not yet':23}  {path}")
-    if missing:
-        print("\nmissing or incomplete:", *missing, sep="\n  ")
-        print(SOURCES)
-    return int(bool(missing))
 
 
 def _require_writable(folder: Path) -> None:
@@ -216,11 +162,6 @@ def _require_all(names: list[str], folder: Path) -> None:
         raise InputError(f"{folder / absent[0]}.png: missing, as for {count}; unpack the folder again")
 
 
-def _require_size(label: np.ndarray, size: tuple[int, int], path: Path) -> None:
-    if label.shape[:2] != size:
-        raise InputError(f"{path}: size {label.shape[:2]} is not its image's {size}; unpack both again")
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line, from sys.argv when `arguments` is None."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -229,7 +170,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("root", type=Path, nargs="?", default=default, help=f"default: {default}")
     parser.add_argument("--output", type=Path, help="write here instead, with a link to ROOT's images")
     parser.add_argument("--splits", nargs="+", choices=splits, default=splits)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument(
+        "--workers", type=int, default=usable_cores(), help="processes (default: %(default)s)"
+    )
     parser.add_argument("--check", action="store_true", help="show what is there and what is missing")
     return parser.parse_args(arguments)
 
@@ -237,10 +180,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     options = parse_arguments(arguments)
+    if options.workers < 1:
+        raise InputError(f"--workers {options.workers}: use at least 1")
     splits = [Split(name, options.root, options.output or options.root) for name in options.splits]
     if options.check:
-        return check(splits)
-    return prepare(splits, max(1, options.workers))
+        return check(splits, options.workers)
+    return prepare(splits, options.workers)
 
 
 if __name__ == "__main__":

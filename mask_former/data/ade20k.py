@@ -6,6 +6,8 @@ Layout under $DETECTRON2_DATASETS/ADEChallengeData2016 (`tools/prepare_ade20k.py
     annotations_instance/{training,validation}/NAME.png   R instance category 1..100, G instance id, 0 none
     annotations_detectron2/{training,validation}/NAME.png *  class, void 255
     ade20k_panoptic_{train,val}/NAME.png and ade20k_panoptic_{train,val}.json *
+    ade20k_instance_{train,val}.json *                    the things alone, in COCO's instance format
+    prepare_ade20k_{train,val}.jsonl *                    the tool's journal; may be deleted
 detectron2 itself registers the semantic `ade20k_sem_seg_{train,val}` on the same folders.
 
 Sources: class names from detectron2 (Apache-2.0); the numbering of instance categories from

@@ -7,7 +7,6 @@ dealt to processes and their micro-batches.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,7 +20,9 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset
 
 from mask_former.errors import InputError
+from mask_former.machine import usable_cores
 from mask_former.random_state import seeded
+from mask_former.training.stopping import leave_signals_to_parent
 
 logger = logging.getLogger(__name__)
 
@@ -142,13 +143,9 @@ def build_training_loader(
         batch_sampler=batches,  # type: ignore[arg-type]  # endless: it has no length
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
+        worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator().manual_seed(0),  # else starting it would draw from the global one
     )
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bounded_workers(cfg: CfgNode) -> int:

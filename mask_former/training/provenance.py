@@ -15,6 +15,8 @@ import torch
 import torchvision
 from detectron2.utils.collect_env import collect_env_info
 
+from mask_former.machine import usable_cores
+
 logger = logging.getLogger(__name__)
 
 # Never the whole environment: it may hold secrets.
@@ -45,7 +47,7 @@ def machine_facts() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if gpus else None,
         "gpus": gpus,
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cores(),
         "platform": platform.platform(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
