@@ -5,11 +5,13 @@ Layouts: `.pth` of this project and of detectron2 ({"model": …, "optimizer": �
 Pickles may hold arrays, tensors and plain containers, and nothing else.
 """
 
+import logging
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from mask_former.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 NUMPY_GLOBALS = {
     (module, name)
@@ -52,9 +56,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                 content = _ArrayUnpickler(file, encoding="latin1").load()
             else:
                 content = torch.load(file, map_location="cpu", weights_only=True)
+                _require_checksums(file)
         except Exception as error:  # a damaged pickle can ask for anything, and so raise nearly anything
             raise InputError(f"{path} {_why_unreadable(error)}") from error
     return _with_model_entry(content, path)
+
+
+def _require_checksums(file: BinaryIO) -> None:
+    """BadZipFile when a part of a checkpoint differs from what was written; torch itself does not look."""
+    file.seek(0)
+    if not zipfile.is_zipfile(file):
+        return  # the format of PyTorch before 1.6 has no checksums
+    with zipfile.ZipFile(file) as archive:
+        if not any(part.CRC for part in archive.infolist()):
+            return  # saved without: torch.serialization.set_crc32_options(False)
+        damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -63,8 +81,11 @@ def _why_unreadable(error: Exception) -> str:
     foreign = re.search(r"GLOBAL ([\w.]+)", text)
     if foreign:
         return f"holds {foreign[1]}, and only tensors and arrays are read from files; save its weights alone"
-    # PyTorch wraps its reason in advice to load the file unsafely and in a link
-    reason = text.split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].strip()[:160]
+    if isinstance(error, zipfile.BadZipFile):
+        return f"is damaged: {text}; copy or download it again"
+    # PyTorch wraps its reason in advice to load the file unsafely, and in what else may be wrong
+    reason = text.split("WeightsUnpickler error:")[-1].split("Check the documentation")[0]
+    reason = reason.split(". ")[0].strip()[:160]
     return (
         f"is not a checkpoint, or is cut short: {reason or type(error).__name__}; copy or download it again"
     )
@@ -85,6 +106,13 @@ def local_path(path: str) -> Path:
     return local
 
 
+def _warn_of_nan(tensors: dict[str, Tensor], path: str | Path) -> None:
+    """Log a warning when weights are no numbers: every result of such a model is worthless."""
+    names = [name for name, value in tensors.items() if value.is_floating_point() and value.isnan().any()]
+    if names:
+        logger.warning("%s: %d entries hold NaN (%s, …); the run diverged", path, len(names), names[0])
+
+
 def _with_model_entry(content: Any, path: str | Path) -> dict[str, Any]:
     """The content as {"model": tensors by name, …}."""
     if isinstance(content, dict) and "model" not in content:
@@ -92,14 +120,17 @@ def _with_model_entry(content: Any, path: str | Path) -> dict[str, Any]:
         content = {"model": inner if isinstance(inner, dict) else content}
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not weights:
-        raise InputError(f"{path} holds no weights; expected a state dictionary, bare or under 'model'")
+        raise InputError(f"{path} holds no weights; use a state dictionary, bare or under 'model'")
     tensors: dict[str, Tensor] = OrderedDict()
     for name, value in weights.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
             value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex():
+            kind = f"{value.layout} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
-                f"{path}: entry {name!r} is a {type(value).__name__}, not a tensor; not a state dictionary"
+                f"{path}: entry {name!r} is a {kind}, not a tensor; use a state dictionary, "
+                "bare or under 'model'"
             )
         tensors[str(name).removeprefix("module.")] = value
+    _warn_of_nan(tensors, path)
     return {**content, "model": tensors}

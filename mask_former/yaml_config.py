@@ -49,7 +49,15 @@ def _size_list(loader: ConfigLoader, node: yaml.Node) -> list[int]:
     return [int(x * scale * size) for x in range(int(match["start"]), int(match["stop"]))]
 
 
+def _refuse_tag(_: ConfigLoader, node: yaml.Node) -> None:
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    raise yaml.constructor.ConstructorError(
+        None, None, f"a configuration is data: {tag} is not read", node.start_mark
+    )
+
+
 ConfigLoader.add_constructor(SIZE_LIST_TAG, _size_list)
+ConfigLoader.add_constructor(None, _refuse_tag)  # every other tag
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -63,9 +71,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(f"{where}: not a configuration we can read: {problem}") from error
+        raise InputError(f"{where}: not a configuration we can read: {problem}; correct the file") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: a configuration must be a mapping of keys, found {type(content).__name__}")
+        raise InputError(
+            f"{path}: a configuration must be a mapping of keys, found {type(content).__name__}; "
+            "it has lines such as SEED: 1"
+        )
     return content
 
 
@@ -76,7 +87,7 @@ def read_yaml_with_base(path: str | Path, _seen: tuple[Path, ...] = ()) -> dict[
     """
     path = Path(path).expanduser()
     if path.resolve() in _seen:
-        raise InputError(f"{path}: {BASE_KEY} leads back to the file itself")
+        raise InputError(f"{path}: {BASE_KEY} leads back to the file itself; take it out")
     content = read_yaml(path)
     bases = content.pop(BASE_KEY, [])
     bases = [bases] if isinstance(bases, str) else bases

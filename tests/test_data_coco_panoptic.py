@@ -169,13 +169,16 @@ def break_json(change) -> dict:
             lambda c: c["annotations"][0]["segments_info"][0].update(category_id=4),
             "segment 10 has category 4",
         ),
-        (lambda c: c["annotations"][0]["segments_info"][0].pop("id"), "segments_info has no 'id'"),
-        (lambda c: c["annotations"][0]["segments_info"][0].update(id=3), "segment id 3 is not an integer"),
+        (lambda c: c["annotations"][0]["segments_info"][0].pop("id"), r"segments_info\[0\] has no 'id'"),
+        (
+            lambda c: c["annotations"][0]["segments_info"][0].update(id=3),
+            "the id 3 stands twice in its image",
+        ),
         (
             lambda c: c["annotations"][0]["segments_info"][0].update(id=0),
-            "segment id 0 is not an integer of 1",
+            "id is 0, but must be an integer of 1",
         ),
-        (lambda c: c["annotations"][0]["segments_info"][0].update(id=2**24), "segment id 16777216 is not"),
+        (lambda c: c["annotations"][0]["segments_info"][0].update(id=2**24), "id is 16777216, but must be"),
     ],
 )
 def test_what_is_wrong_with_the_json_is_one_line(tmp_path, change, words):

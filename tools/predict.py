@@ -27,7 +27,7 @@ import _path  # noqa: F401  (puts the repository's root on sys.path)
 from mask_former.data.id_map import read_rgb_image
 from mask_former.drawing import draw_panoptic
 from mask_former.errors import InputError, one_line, run_cli
-from mask_former.evaluation.predictions import PanopticWriter, unique_names
+from mask_former.evaluation.predictions import JSON_FILE, PNG_FOLDER, PanopticWriter, unique_names
 from mask_former.prediction import Predictor, class_metadata, panoptic_map
 from tools.project import project_config, require_writable
 
@@ -82,6 +82,16 @@ def _pictures_below(folder: Path, output: Path) -> list[Path]:
     return sorted(pictures)
 
 
+def prepare_output(folder: str | Path) -> Path:
+    """Make the output's folders; InputError when something of another kind is in the place of a result."""
+    output = require_writable(folder)
+    for name in (OVERLAY_FOLDER, PNG_FOLDER):
+        require_writable(output / name)
+    if (output / JSON_FILE).is_dir():  # it is written last, when all the work is done
+        raise InputError(f"cannot write {output / JSON_FILE}: it is a folder; choose another --output")
+    return output
+
+
 def predict_image(
     path: Path, name: str, predict: Predict, metadata: Metadata, writer: PanopticWriter
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -100,7 +110,6 @@ def predict_image(
 
 def predict_all(paths: Sequence[Path], predict: Predict, metadata: Metadata, output: Path) -> int:
     """Predict every picture and write the JSON; returns how many failed, each reported in a line."""
-    (output / OVERLAY_FOLDER).mkdir(exist_ok=True)
     writer = PanopticWriter(output, metadata)
     done: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for path, name in zip(tqdm(paths, unit="picture"), unique_names(paths), strict=True):
@@ -120,7 +129,7 @@ def main(arguments: Sequence[str] | None = None, build: Callable[[CfgNode, str],
         setup_logger(name=name)
     device = ["MODEL.DEVICE", args.device] if args.device else []
     cfg = project_config(args.config_file, [*args.opts, *device])
-    output = require_writable(args.output)
+    output = prepare_output(args.output)
     paths = find_images(args.input, output)
     metadata = class_metadata(cfg)
     failures = predict_all(paths, build(cfg, args.weights), metadata, output)

@@ -19,8 +19,14 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from mask_former.data.catalog import datasets_root, panoptic_metadata
-from mask_former.data.id_map import MAX_ID
-from mask_former.data.panoptic_json import checked_categories, read_panoptic_json, require_keys
+from mask_former.data.panoptic_json import (
+    ANNOTATION,
+    IMAGE,
+    SEGMENT,
+    checked_categories,
+    read_panoptic_json,
+    require_fields,
+)
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -69,8 +75,9 @@ def load_coco_panoptic(image_root: str | Path, json_file: str | Path, png_root: 
     """The records of a data set, in the order of the JSON's annotations (see the module's docstring).
 
     Listed images without an annotation are left out with a warning. InputError, one line, when the JSON, a
-    folder or a required key is missing, or an annotation names an unknown image or category. Single image and
-    PNG files are not looked for here: a hundred thousand look-ups on network storage take minutes.
+    folder or a required key is missing, a value has the wrong type, an id or file name stands twice, or an
+    annotation names an unknown image or category. Single image and PNG files are not looked for here: a
+    hundred thousand look-ups on network storage take minutes.
     """
     for key, folder in (("image", image_root), ("panoptic PNG", png_root)):
         if not Path(folder).is_dir():
@@ -83,7 +90,7 @@ def load_coco_panoptic(image_root: str | Path, json_file: str | Path, png_root: 
     records: dict[Any, Record] = {}
     for position, annotation in enumerate(content["annotations"]):
         where = f"{json_file}: annotations[{position}]"
-        require_keys(annotation, ("image_id", "file_name", "segments_info"), where)
+        require_fields(annotation, ANNOTATION, where)
         image_id = annotation["image_id"]
         if image_id not in images:
             raise InputError(
@@ -109,12 +116,17 @@ def load_coco_panoptic(image_root: str | Path, json_file: str | Path, png_root: 
 
 
 def _images_by_id(images: list[Any], json_file: str | Path) -> dict[Any, Mapping[str, Any]]:
-    by_id = {}
+    by_id: dict[Any, Mapping[str, Any]] = {}
+    file_names: set[str] = set()
     for position, image in enumerate(images):
-        require_keys(image, ("id", "file_name", "height", "width"), f"{json_file}: images[{position}]")
+        where = f"{json_file}: images[{position}]"
+        require_fields(image, IMAGE, where)
+        if image["id"] in by_id:
+            raise InputError(f"{where}: two entries of 'images' have the same id {image['id']!r}; keep one")
+        if image["file_name"] in file_names:  # evaluation finds an image's labels by its file
+            raise InputError(f"{where} has the same file_name as another: {image['file_name']!r}; keep one")
         by_id[image["id"]] = image
-    if len(by_id) < len(images):
-        raise InputError(f"{json_file}: two entries of 'images' have the same id; give each its own")
+        file_names.add(image["file_name"])
     return by_id
 
 
@@ -123,17 +135,17 @@ def _segments(
 ) -> list[dict[str, Any]]:
     """An annotation's segments_info with contiguous categories; area and box are kept when given."""
     converted: dict[int, dict[str, Any]] = {}
-    for segment in segments:
-        require_keys(segment, ("id", "category_id"), f"{where}, segments_info")
+    for position, segment in enumerate(segments):
+        entry = f"{where}, segments_info[{position}]"
+        require_fields(segment, SEGMENT, entry)
         segment_id, category = segment["id"], segment["category_id"]
         if category not in contiguous:
             raise InputError(
-                f"{where}: segment {segment_id} has category {category!r}, not listed under 'categories'"
+                f"{entry}: segment {segment_id} has category {category}, not listed under 'categories'; "
+                "add it there or correct the segment"
             )
-        if not isinstance(segment_id, int) or not 0 < segment_id <= MAX_ID or segment_id in converted:
-            raise InputError(
-                f"{where}: segment id {segment_id!r} is not an integer of 1..{MAX_ID}, used once in its image"
-            )
+        if segment_id in converted:
+            raise InputError(f"{entry}: the id {segment_id} stands twice in its image; give each its own")
         converted[segment_id] = {
             **{key: segment[key] for key in ("area", "bbox") if key in segment},
             "id": segment_id,

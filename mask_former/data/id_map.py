@@ -17,6 +17,14 @@ from mask_former.errors import InputError
 VOID_ID = 0
 MAX_ID = 2**24 - 1  # three channels of 8 bit
 EXIF_ORIENTATION = 0x0112
+# what Pillow raises on files that it cannot read; of the last, on a header that claims a huge size
+PILLOW_ERRORS = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
 
 
 def read_rgb_image(path: str | Path) -> np.ndarray:
@@ -35,10 +43,8 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5  # 5..8 swap rows and columns
-    except FileNotFoundError as error:
-        raise InputError(_missing(path)) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(_undecodable(path)) from error
+    except PILLOW_ERRORS as error:
+        raise InputError(_why_unreadable(path, error)) from error
     return (width, height) if turned else (height, width)
 
 
@@ -80,10 +86,13 @@ def read_class_map(path: str | Path) -> np.ndarray:
         # PIL, because OpenCV replaces palette indices by their colours
         with Image.open(path) as image:
             values = np.asarray(image)
-    except FileNotFoundError as error:
-        raise InputError(_missing(path)) from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise InputError(_undecodable(path)) from error
+    except PILLOW_ERRORS as error:
+        raise InputError(_why_unreadable(path, error)) from error
+    if values.dtype.kind not in "bui":
+        raise InputError(
+            f"{path}: a semantic label must hold whole numbers, but this image has {values.dtype}; "
+            "convert it to class indices"
+        )
     if values.ndim != 2:
         raise InputError(
             f"{path}: a semantic label must have one channel (the class of each pixel), but this image has "
@@ -127,22 +136,23 @@ def measure_segments(ids: np.ndarray) -> dict[int, tuple[int, list[int]]]:
 def _decode(path: str | Path, flags: int) -> np.ndarray:
     try:
         data = np.fromfile(path, dtype=np.uint8)
-    except FileNotFoundError as error:
-        raise InputError(_missing(path)) from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check path and permissions") from error
+        raise InputError(_why_unreadable(path, error)) from error
     try:
         image = cv2.imdecode(data, flags) if data.size else None
     except cv2.error as error:
-        raise InputError(_undecodable(path)) from error
+        raise InputError(_why_unreadable(path, error)) from error
     if image is None:
-        raise InputError(_undecodable(path))
+        raise InputError(_why_unreadable(path))
     return image
 
 
-def _missing(path: str | Path) -> str:
-    return f"{path}: no such file; check the paths of the data set and $DETECTRON2_DATASETS"
-
-
-def _undecodable(path: str | Path) -> str:
-    return f"{path}: cannot be decoded as an image (damaged or cut short?); fetch or write it again"
+def _why_unreadable(path: str | Path, error: Exception | None = None) -> str:
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: no such file; check the paths of the data set and $DETECTRON2_DATASETS"
+    if isinstance(error, OSError) and error.strerror:  # Pillow's own have no number of the system's
+        return f"{path}: cannot be read ({error.strerror}); check path and permissions"
+    return (
+        f"{path}: cannot be decoded as an image (damaged, cut short, or of a format other than JPEG, PNG, "
+        "WebP, BMP or TIFF?); fetch or write it again"
+    )
