@@ -71,7 +71,7 @@ def own_datasets() -> None:
 @pytest.mark.usefixtures("own_datasets")
 def test_the_command_line_scales_from_the_files_batch_and_says_so(tmp_path: Path) -> None:
     """The toy configuration: batches of 8, rate 0.001, 300 iterations, warm-up of 20."""
-    command = ["--config-file", str(CONFIG), "--auto-scale", "linear"]
+    command = ["--config-file", str(CONFIG), "--auto-scale"]
     command += ["OUTPUT_DIR", str(tmp_path), "SOLVER.IMS_PER_BATCH", "2", "SOLVER.CHECKPOINT_PERIOD", "50"]
     cfg, said = train_net.configuration(train_net.parser().parse_args(command))
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS) == (0.00025, 1200, 80)
@@ -86,9 +86,3 @@ def test_without_the_flag_nothing_is_scaled() -> None:
     command = ["--config-file", str(CONFIG), "SOLVER.IMS_PER_BATCH", "2"]
     cfg, said = train_net.configuration(train_net.parser().parse_args(command))
     assert cfg.SOLVER.BASE_LR == 0.001 and said == ""
-
-
-@pytest.mark.parametrize("value", [[], ["sqrt"]])
-def test_the_flags_rule_may_be_left_out(value: list[str]) -> None:
-    args = train_net.parser().parse_args(["--config-file", "f.yaml", "--auto-scale", *value, "--resume"])
-    assert args.auto_scale == (value[0] if value else "linear")

@@ -17,13 +17,18 @@ from pisr_maskformer.config import add_pisr_config
 logger = logging.getLogger(__name__)
 
 
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """What a YAML file and KEY VALUE pairs say, with all the project's keys and no look at this machine."""
+    return load_config(path, overrides, extend=[add_pisr_config])
+
+
 def project_config(path: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     """Configuration of a YAML file and KEY VALUE pairs, data sets registered, on a device that exists.
 
     Raises InputError as `load_config` does. MODEL.DEVICE "cuda" becomes "cpu", with a warning, where no GPU
     is visible.
     """
-    cfg = load_config(path, overrides, extend=[add_pisr_config])
+    cfg = read_config(path, overrides)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         logger.warning("no GPU is visible: MODEL.DEVICE is cpu instead of %s", cfg.MODEL.DEVICE)
         cfg.MODEL.DEVICE = "cpu"
