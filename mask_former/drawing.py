@@ -33,19 +33,21 @@ def draw_panoptic(
     names: Sequence[str],
     colors: Sequence[Sequence[int]],
     alpha: float = 0.5,
+    numbers: Sequence[int] | None = None,
 ) -> np.ndarray:
     """uint8 H×W×3 picture of `segments` ({"id", contiguous "category_id", optional "score"}) over an image.
 
     `id_map` H×W; ids that no segment has stay unpainted, as void does. `names` and `colors` are those of the
     C classes; further instances of a class get shades of its colour. `alpha` 0 shows the image, 1 the colours
-    alone. Segments too small for it, or without room, get no label. ValueError when sizes differ.
+    alone. Segments too small for it, or without room, get no label. `numbers`: which shade of its class each
+    segment gets, as in `segment_colors`. ValueError when sizes differ.
     """
     if image.shape != (*id_map.shape, 3) or image.dtype != np.uint8:
         raise ValueError(
             f"need a uint8 image of {id_map.shape} by 3 for this map, not {image.dtype} {image.shape}"
         )
     index = _segment_index(id_map, segments)
-    shades = segment_colors([segment["category_id"] for segment in segments], colors)
+    shades = segment_colors([segment["category_id"] for segment in segments], colors, numbers)
     picture = _paint(image, index, shades, alpha)
     _draw_contours(picture, index)
     texts = [label_text(names[segment["category_id"]], segment.get("score")) for segment in segments]
@@ -59,14 +61,17 @@ def _segment_index(id_map: np.ndarray, segments: Sequence[Mapping[str, Any]]) ->
     return np.array([position.get(value, NOTHING) for value in values.tolist()], dtype=np.int32)[where]
 
 
-def segment_colors(categories: Sequence[int], colors: Sequence[Sequence[int]]) -> list[Color]:
-    """A colour for every segment: its class's for the first of a class, shades of it for the others."""
-    seen: dict[int, int] = {}
-    result = []
-    for category in categories:
-        number = seen[category] = seen.get(category, -1) + 1
-        result.append(_shade(colors[category], number))
-    return result
+def segment_colors(
+    categories: Sequence[int], colors: Sequence[Sequence[int]], numbers: Sequence[int] | None = None
+) -> list[Color]:
+    """A colour for every segment: its class's for the first of a class, shades of it for the others.
+
+    `numbers` (default: the order within each class) choose the shades, 0 the class's colour itself: pictures
+    of one image can show one thing in one shade.
+    """
+    if numbers is None:
+        numbers = [categories[:position].count(category) for position, category in enumerate(categories)]
+    return [_shade(colors[category], number) for category, number in zip(categories, numbers, strict=True)]
 
 
 def _shade(color: Sequence[int], number: int) -> Color:

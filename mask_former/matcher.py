@@ -30,12 +30,14 @@ class NonFiniteCosts:
     """What a matcher met that was not finite since `clear`: how often, and the first time's tensors."""
 
     count: int = 0  # predictions (of one image by one decoder layer) with such a cost
+    micro_batch: int = 0  # that is being matched, as the training step says
     first: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, **tensors: Tensor) -> None:
         """Count one prediction; the tensors are copied to the CPU if it is the first."""
         if not self.count:
             self.first = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+            self.first["micro_batch"] = torch.tensor(self.micro_batch)
         self.count += 1
 
     def clear(self) -> None:

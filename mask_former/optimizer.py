@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 FULL_MODEL = "full_model"
 
 __all__ = [
+    "Clipping",
     "build_clipping",
     "build_lr_scheduler",
     "build_optimizer",
@@ -95,12 +95,30 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return maybe_add_gradient_clipping(cfg, optimizer)
 
 
-def build_clipping(cfg: CfgNode) -> Callable[[Sequence[Tensor]], Tensor]:
-    """What brings the gradients of a list of parameters to their clipped size, and returns their norm before.
+class Clipping:
+    """Brings all gradients together down to a norm of `max_norm`; infinity leaves them as they are."""
 
-    Without CLIP_TYPE "full_model" (or with a CLIP_VALUE of 0) it measures the norm and changes nothing.
-    """
+    def __init__(self, max_norm: float = math.inf, norm_type: float = 2.0) -> None:
+        self.max_norm = max_norm
+        self.norm_type = norm_type
+
+    def norm(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The norm of the parameters' gradients as one vector, a scalar tensor."""
+        norms = torch._foreach_norm(_gradients(parameters), self.norm_type)
+        return torch.linalg.vector_norm(torch.stack(norms), self.norm_type)
+
+    def __call__(self, parameters: Sequence[Tensor], norm: Tensor) -> None:
+        """Scale the gradients, whose norm is `norm`; one that is not finite would spoil every gradient."""
+        if self.max_norm < math.inf:
+            torch._foreach_mul_(_gradients(parameters), (self.max_norm / (norm + 1e-6)).clamp(max=1.0))
+
+
+def build_clipping(cfg: CfgNode) -> Clipping:
+    """The clipping of CLIP_TYPE "full_model"; it changes nothing with another type or a CLIP_VALUE of 0."""
     clip = cfg.SOLVER.CLIP_GRADIENTS
     clips_all = clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL and clip.CLIP_VALUE > 0
-    max_norm = clip.CLIP_VALUE if clips_all else math.inf
-    return partial(torch.nn.utils.clip_grad_norm_, max_norm=max_norm, norm_type=clip.NORM_TYPE)
+    return Clipping(clip.CLIP_VALUE if clips_all else math.inf, clip.NORM_TYPE)
+
+
+def _gradients(parameters: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]

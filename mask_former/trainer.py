@@ -7,7 +7,8 @@ same losses on the same images as if it had not been stopped (bit for bit where 
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -19,21 +20,31 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from mask_former.atomic_write import replace_file
 from mask_former.data import build_mapper, dataset_records
 from mask_former.data.batch_check import check_samples
 from mask_former.data.loader import bounded_workers, build_training_loader
-from mask_former.errors import InputError, is_disk_full, is_input_error
+from mask_former.errors import InputError, is_input_error
 from mask_former.evaluation import build_evaluators
 from mask_former.evaluation.run import evaluate, evaluation_folder
 from mask_former.optimizer import build_clipping, build_lr_scheduler, build_optimizer, learning_rates
 from mask_former.random_state import random_state, set_random_state
 from mask_former.training.checkpointer import BEST, Checkpointer
 from mask_former.training.divergence import DivergenceGuard
+from mask_former.training.faults import disk_full, shut_down, worker_killed
 from mask_former.training.hooks import CheckpointHook, EvaluationHook
+from mask_former.training.lease import nothing_to_lose
 from mask_former.training.log import TrainingLog, peak_memory_mb
 from mask_former.training.provenance import data_checksum
-from mask_former.training.run_folder import record_start, warn_of_changes
-from mask_former.training.step import StepResult, TrainingStep, amp_dtype, distribute
+from mask_former.training.run_folder import record_start, remove_records, warn_of_changes
+from mask_former.training.step import (
+    StepResult,
+    TrainingStep,
+    amp_dtype,
+    distribute,
+    live_batch_norms,
+)
+from mask_former.training.stopping import StopRequest
 from mask_former.training.writers import build_writers
 
 logger = logging.getLogger(__name__)
@@ -45,12 +56,16 @@ class Trainer(TrainerBase):
     """Builds everything from a configuration; then `resume_or_load`, then `train`.
 
     `model`: the network itself. The run's folder belongs to this process (training.run_lock), or to the main
-    one of several.
+    one of several, which calls `fence` before it writes (training.lease).
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(
+        self, cfg: CfgNode, *, stop: StopRequest | None = None, fence: Callable[[], None] = nothing_to_lose
+    ) -> None:
         super().__init__()
         self.cfg = cfg
+        self.stop = stop or StopRequest()
+        self.stopping = False  # some process was asked to stop, as of the last step
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         seed_all_rng(self.seed + comm.get_rank())
         self.model: nn.Module = build_model(cfg)
@@ -69,6 +84,7 @@ class Trainer(TrainerBase):
             build_clipping(cfg),
             amp_dtype=amp_dtype(cfg),
             guard=DivergenceGuard(cfg.OUTPUT_DIR),
+            stop=self.stop,
         )
         self.scheduler = build_lr_scheduler(cfg, optimizer)
         self.checkpointer = Checkpointer(
@@ -76,10 +92,11 @@ class Trainer(TrainerBase):
             cfg.OUTPUT_DIR,
             skip_mismatch=cfg.MODEL.WEIGHTS_SKIP_MISMATCH,
             keep=cfg.SOLVER.KEEP_CHECKPOINTS,
+            fence=fence,
         )
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.samples_seen = 0
-        self.log = TrainingLog(cfg.LOG.PERIOD, self.max_iter)
+        self.log = TrainingLog(cfg.LOG.PERIOD, self.max_iter, fence=fence)
         self.evaluation: EvaluationHook | None = None
         self.batches: Any = None  # endless iterator of micro-batches, while training
 
@@ -94,37 +111,71 @@ class Trainer(TrainerBase):
     def _newest_checkpoint(self) -> str:
         return self.checkpointer.get_checkpoint_file() if comm.is_main_process() else ""
 
-    def train(self) -> Mapping[str, Any] | None:  # type: ignore[override]  # knows where to start
+    def train(  # type: ignore[override]  # knows where to start
+        self, overwrite: bool = False
+    ) -> Mapping[str, Any] | None:
         """Run to SOLVER.MAX_ITER; returns the last evaluation's results (main process), if there was one.
 
-        InputError when the data, a loader's worker, the disk or divergence stops it. The loader's worker
-        processes are gone afterwards, whatever happened.
+        With `overwrite`, a run that OUTPUT_DIR holds is deleted now that this one can start.
+        InputError when the data, a loader's worker, the disk or divergence stops it, RunStopped when that was
+        asked for. The loader's worker processes are gone afterwards, whatever happened.
         """
         if self.start_iter >= self.max_iter:
             logger.info("iteration %d is reached already: nothing to train", self.max_iter)
-        self._begin()
+        self._begin(overwrite)
         loop_logger = logging.getLogger("detectron2.engine.train_loop")
-        loop_logger.addFilter(not_about_input)
+        loop_logger.addFilter(self._is_worth_a_traceback)
         try:
             super().train(self.start_iter, self.max_iter)
-        except (RuntimeError, OSError) as error:
-            said = worker_killed(error, self.iter) or disk_full(error, self.cfg.OUTPUT_DIR)
+        except (RuntimeError, OSError, EOFError) as error:
+            said = self._explain(error)
             if said is None:
                 raise
             raise said from error
         finally:
-            loop_logger.removeFilter(not_about_input)
+            loop_logger.removeFilter(self._is_worth_a_traceback)
+            shut_down(self.batches)
             self.batches = None
             self.log.close()
         results = self.evaluation.results if self.evaluation else {}
-        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+        if results and self.cfg.TEST.EXPECTED_RESULTS:
             verify_results(self.cfg, results)
         return results or None
 
-    def _begin(self) -> None:
-        """What needs to know where the run starts: its record, log, data and hooks."""
+    def _explain(self, error: BaseException) -> InputError | None:
+        """What stopped the run, in one line, when it is the machine's fault; None for anything else."""
+        return worker_killed(error, self.batches, self.iter) or disk_full(error, self.cfg.OUTPUT_DIR)
+
+    def _is_worth_a_traceback(self, record: logging.LogRecord) -> bool:
+        """False for detectron2's record of what the tool tells in one line."""
+        error = record.exc_info[1] if record.exc_info else None
+        return error is None or not (is_input_error(error) or self._explain(error))
+
+    def _begin(self, overwrite: bool) -> None:
+        """What needs to know where the run starts: its data, record, log and hooks."""
         cfg = self.cfg
+        self.model.train()
+        if live_batch_norms(self.model) and cfg.SOLVER.ACCUMULATION_STEPS * comm.get_world_size() > 1:
+            logger.warning(
+                "batch norms that are not frozen see one micro-batch of one process at a time: losses are "
+                "not quite those of the whole batch; freeze them, or use GN"
+            )
+        loader = build_training_loader(
+            self.records,
+            build_mapper(cfg, is_train=True),
+            seed=self.seed,
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            micro_batches=cfg.SOLVER.ACCUMULATION_STEPS,
+            start=self.samples_seen,
+            num_workers=bounded_workers(cfg),
+            group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        )
         if comm.is_main_process():
+            if overwrite:
+                self.checkpointer.remove_all()
+                remove_records(cfg.OUTPUT_DIR)
+            with replace_file(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
+                file.write(cfg.dump().encode())
             self.log.writers = build_writers(cfg, self.start_iter)
             record_start(
                 cfg.OUTPUT_DIR,
@@ -136,17 +187,8 @@ class Trainer(TrainerBase):
                 data_checksum=self.data_checksum,
                 command=sys.argv,
             )
-            warn_of_changes(cfg.OUTPUT_DIR)
-        loader = build_training_loader(
-            self.records,
-            build_mapper(cfg, is_train=True),
-            seed=self.seed,
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            micro_batches=cfg.SOLVER.ACCUMULATION_STEPS,
-            start=self.samples_seen,
-            num_workers=bounded_workers(cfg),
-            group_by_aspect_ratio=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        )
+            if self.start_iter:
+                warn_of_changes(cfg.OUTPUT_DIR)
         self.batches = iter(loader)
         self.build_hooks()
 
@@ -157,7 +199,8 @@ class Trainer(TrainerBase):
         cfg = self.cfg
         if cfg.TEST.PRECISE_BN.ENABLED:
             logger.warning("TEST.PRECISE_BN.ENABLED: batch norms keep their running statistics here")
-        self.register_hooks([CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.save)])
+        evaluation_period = cfg.TEST.EVAL_PERIOD if cfg.DATASETS.TEST else 0
+        self.register_hooks([CheckpointHook(cfg.SOLVER.CHECKPOINT_PERIOD, self.save, evaluation_period)])
         if cfg.DATASETS.TEST:
             self.evaluation = EvaluationHook(
                 cfg.TEST.EVAL_PERIOD,
@@ -165,6 +208,7 @@ class Trainer(TrainerBase):
                 best_metric=cfg.TEST.BEST_METRIC,
                 save_best=self.save_best,
                 log=self.log,
+                stop=self.stop,
             )
             self.register_hooks([self.evaluation])
 
@@ -178,6 +222,7 @@ class Trainer(TrainerBase):
         rates = learning_rates(self.step.optimizer)
         with EventStorage(self.iter) as storage:  # of this step: what the model itself puts into the log
             result = self.step(self.iter, batch)
+        self.stopping = result.stop
         self.scheduler.step()
         self.samples_seen += self.cfg.SOLVER.IMS_PER_BATCH
         numbers = step_numbers(result) | rates | {"data_time": data_time, "memory_mb": peak_memory_mb()}
@@ -200,6 +245,7 @@ class Trainer(TrainerBase):
         mine = {"random": random_state(), "window": self.log.window.state_dict()}
         processes = comm.gather(mine)
         if comm.is_main_process():
+            self.log.sync()
             self.checkpointer.save(
                 name,
                 iteration=self.iter,
@@ -223,9 +269,12 @@ class Trainer(TrainerBase):
             processes = content["processes"]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} does not hold a run of this configuration ({' '.join(str(error).split())}); to "
-                "start from its weights alone, set MODEL.WEIGHTS to it and OUTPUT_DIR to another folder"
+                f"{path} does not hold a run with SOLVER.OPTIMIZER {self.cfg.SOLVER.OPTIMIZER} and these "
+                f"parameters ({' '.join(str(error).split())}); to start from its weights alone, set "
+                "MODEL.WEIGHTS to it and OUTPUT_DIR to another folder"
             ) from error
+        if self.cfg.SEED not in (self.seed, -1):
+            logger.warning("the run goes on with its seed %d, not SEED %d", self.seed, self.cfg.SEED)
         self.scheduler.last_epoch = min(self.start_iter, self.max_iter)
         rates = self.scheduler.get_lr()
         for group, rate in zip(self.step.optimizer.param_groups, rates, strict=True):
@@ -251,31 +300,3 @@ def step_numbers(result: StepResult) -> dict[str, float]:
         "gradient_norm": result.gradient_norm,
         "targets": float(result.num_targets),
     }
-
-
-def disk_full(error: BaseException, folder: str) -> InputError | None:
-    """A log or picture for which there was no room, in one line; None when it is about something else."""
-    if not is_disk_full(error):
-        return None
-    where = getattr(error, "filename", None) or folder
-    return InputError(
-        f"no room for {where}: {error.strerror}; what was saved before is as it was; make room, then go on "
-        "by --resume"
-    )
-
-
-def worker_killed(error: BaseException, iteration: int) -> InputError | None:
-    """What PyTorch says of a loader's worker that died, in one line; None when it is about something else."""
-    text = " ".join(str(error).split())
-    if "DataLoader worker" not in text:
-        return None
-    return InputError(
-        f"iteration {iteration}: a data-loader worker was killed, mostly for memory ({text[:160]}); lower "
-        "DATALOADER.NUM_WORKERS or ask for more memory, then go on by --resume"
-    )
-
-
-def not_about_input(record: logging.LogRecord) -> bool:
-    """False for the traceback that detectron2 logs of bad input, of which the tool tells in one line."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not (error and (is_input_error(error) or is_disk_full(error) or worker_killed(error, 0)))

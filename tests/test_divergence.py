@@ -13,6 +13,7 @@ from toy_run import arguments, exit_code, render
 from mask_former.criterion import SetCriterion, weigh
 from mask_former.errors import InputError
 from mask_former.matcher import HungarianMatcher, NonFiniteCosts
+from mask_former.optimizer import Clipping
 from mask_former.training.divergence import TOLERATED, DivergenceGuard
 from mask_former.training.step import TrainingStep
 
@@ -35,9 +36,10 @@ class Predicting(nn.Module):
 
     def forward(self, samples: list[dict[str, Any]], totals: Any) -> dict[str, Tensor]:
         logits, masks = self.logits.clone(), self.masks.clone()
-        if self.class_value:
+        is_spoilt = samples[0]["image_id"] == 0
+        if self.class_value and is_spoilt:
             logits[0, 1, 0] = self.class_value
-        if self.mask_value:
+        if self.mask_value and is_spoilt:
             masks[0, 1] = self.mask_value
         outputs: Any = {
             "pred_logits": logits.to(self.dtype),
@@ -48,7 +50,8 @@ class Predicting(nn.Module):
         return weigh(self.criterion(outputs, targets, totals), self.criterion.weight_dict)
 
 
-def batch() -> list[list[dict[str, Any]]]:
+def batch(first: int = 0) -> list[list[dict[str, Any]]]:
+    """One micro-batch of the images `first` and the next; where it is not 0, the logits stay finite."""
     masks = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.5
     one = {"labels": torch.tensor([0, 1]), "masks": masks}
     return [
@@ -60,17 +63,14 @@ def batch() -> list[list[dict[str, Any]]]:
                 "image_id": i,
                 "file_name": f"{i}",
             }
-            for i in range(2)
+            for i in (first, first + 1)
         ]
     ]
 
 
 def step_of(model: Predicting, folder: Path | None = None) -> TrainingStep:
-    def clip(parameters: Any) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, math.inf)
-
     optimizer = torch.optim.SGD([model.logits, model.masks], lr=0.1)
-    return TrainingStep(model.train(), optimizer, clip, guard=DivergenceGuard(folder))
+    return TrainingStep(model.train(), optimizer, Clipping(), guard=DivergenceGuard(folder))
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,13 @@ def test_logits_that_are_not_finite_are_tolerated_then_reported(
         assert step(iteration, batch()).skipped
     assert torch.equal(model.logits, before[0]) and torch.equal(model.masks, before[1])
     with pytest.raises(InputError, match=f"diverged: {TOLERATED + 1} iterations in a row up to 3 .* 1 cost"):
-        step(TOLERATED, batch())
+        step(TOLERATED, [*batch(first=2), *batch()])
     report = torch.load(tmp_path / "divergence/iteration_0000003_process_0.pth", weights_only=True)
-    assert report["image_ids"] == [["0", "1"]]
+    assert report["image_ids"] == [["2", "3"], ["0", "1"]]
     assert set(report["losses"][0]) == set(model.criterion.weight_dict)
     matching = report["matching"]
-    assert matching["image"].item() == 0 and matching["cost"].shape == (4, 2)
+    assert matching["micro_batch"].item() == 1 and matching["image"].item() == 0
+    assert matching["cost"].shape == (4, 2)
     assert not matching["cost"].isfinite().all()
     assert not matching["pred_logits" if where == "class_value" else "pred_masks"].isfinite().all()
 

@@ -116,7 +116,9 @@ def step_of(changes: dict[str, Any], gradients: tuple[float, float]) -> list[flo
     before = [parameter.item() for parameter in model.parameters()]
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         parameter.grad = torch.full_like(parameter, gradient)
-    norm = build_clipping(tiny_config(changes))(list(model.parameters()))
+    clip, parameters = build_clipping(tiny_config(changes)), list(model.parameters())
+    norm = clip.norm(parameters)
+    clip(parameters, norm)
     if changes["SOLVER.CLIP_GRADIENTS.NORM_TYPE"] == 2.0:
         assert norm.item() == pytest.approx(math.hypot(*gradients))  # whatever is clipped
     optimizer.step()

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,9 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from toy_run import arguments, render
 
+from mask_former.optimizer import Clipping
 from mask_former.training.step import TrainingStep, distribute
+from tests.heard import heard
 from tests.resumable import RunServer
 from tests.tiny import sample, tiny_model
 from tests.tiny_pisr import tiny_pisr
@@ -27,8 +28,7 @@ def one_step(model: str, batch: list[list[dict[str, Any]]]) -> dict[str, Any]:
     """Losses and gradients of one step on this process's micro-batches."""
     network = MODELS[model]()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    clip = partial(torch.nn.utils.clip_grad_norm_, max_norm=math.inf)
-    result = TrainingStep(distribute(network), optimizer, clip)(0, batch)
+    result = TrainingStep(distribute(network), optimizer, Clipping())(0, batch)
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     return {"losses": result.losses, "gradients": gradients}
 
@@ -70,6 +70,28 @@ def test_two_processes_have_the_losses_and_gradients_of_one(both: Path, model: s
         torch.testing.assert_close(
             first["gradients"][name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=name
         )
+
+
+def diverge(folder: str) -> None:
+    """In each of two processes: steps on the second one's image are not finite."""
+    torch.set_num_threads(1)
+    network = tiny_model()
+    step = TrainingStep(distribute(network), torch.optim.SGD(network.parameters(), lr=0.1), Clipping())
+    before = [parameter.clone() for parameter in network.parameters()]
+    with heard("mask_former.training.divergence") as said:
+        if comm.get_rank() == 1:
+            network.pixel_mean.fill_(math.nan)
+        skipped = step(7, [samples((2, 3))[comm.get_rank() :][:1]]).skipped
+    same = all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    torch.save({"said": said, "skipped": skipped, "same": same}, Path(folder) / f"{comm.get_rank()}.pth")
+
+
+def test_a_step_that_is_not_finite_in_one_process_is_left_out_in_both(tmp_path: Path) -> None:
+    launch(diverge, 2, dist_url="auto", args=(str(tmp_path),))
+    first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
+    for one in (first, second):  # both know what it was, and the image
+        assert one["skipped"] and one["same"] and len(one["said"]) == 1
+        assert "iteration 7 is left out" in one["said"][0] and "on images 1 (1 in a row" in one["said"][0]
 
 
 RUN = {

@@ -13,6 +13,7 @@ import torch
 from toy_run import arguments, render
 
 from mask_former.atomic_write import LEFTOVER, UNFINISHED
+from mask_former.training.checkpointer import Checkpointer
 from tests.resumable import RunServer
 
 SMALL = {"MODEL__BACKBONE__NAME": "TinyBackbone", "DATASETS__TEST": "()", "LOG__PERIOD": 1}
@@ -82,10 +83,63 @@ def test_a_run_is_not_overwritten_unless_that_is_asked_for(runs: Runs) -> None:
     assert (runs.folder / "model_final.pth").read_bytes() != before
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"MODEL__WEIGHTS": "/nowhere.pth"}, "/nowhere.pth"),
+        ({"SOLVER__IMS_PER_BATCH": 3, "SOLVER__ACCUMULATION_STEPS": 2}, "multiple of 2"),
+        ({"DATASETS__TRAIN": "('toy_trian',)"}, "toy_trian"),
+    ],
+    ids=["no weights", "uneven batch", "unknown data set"],
+)
+def test_what_cannot_start_overwrites_nothing(runs: Runs, options: dict[str, Any], expected: str) -> None:
+    assert runs.run(SOLVER__MAX_ITER=2)[0] == 0
+    before = {path: path.read_bytes() for path in runs.folder.glob("*.pth")}
+    metrics = (runs.folder / "metrics.json").read_bytes()
+    code, said = runs.run("--overwrite", **options)
+    assert code == 2 and expected in said
+    assert {path: path.read_bytes() for path in runs.folder.glob("*.pth")} == before
+    assert (runs.folder / "metrics.json").read_bytes() == metrics
+
+
+def test_a_run_may_start_from_the_one_that_it_overwrites(runs: Runs) -> None:
+    assert runs.run(SOLVER__MAX_ITER=1)[0] == 0
+    weights = {"MODEL__WEIGHTS": runs.folder / "model_final.pth"}
+    assert runs.run("--overwrite", SOLVER__MAX_ITER=2, **weights)[0] == 0
+    assert runs.iterations == [0, 1]
+    assert len(json.loads((runs.folder / "run.json").read_text())["starts"]) == 1
+    assert "this resume differs" not in runs.log.read_text()
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--eval-only"])
+def test_overwriting_goes_with_nothing_that_needs_the_run(runs: Runs, flag: str) -> None:
+    assert runs.run(SOLVER__MAX_ITER=1)[0] == 0
+    code, said = runs.run(flag, "--overwrite")
+    assert code == 2 and "give one of them" in said
+    assert (runs.folder / "model_final.pth").is_file()
+
+
+def test_without_its_tagged_checkpoint_a_run_goes_on_from_the_newest(runs: Runs) -> None:
+    """A run that was extended: the final checkpoint of its first part is older than the others."""
+    often = {"SOLVER__CHECKPOINT_PERIOD": 2, "SOLVER__KEEP_CHECKPOINTS": 0}
+    assert runs.run(SOLVER__MAX_ITER=3, **often)[0] == 0  # 1, and 2 as the final one
+    first = (runs.folder / "model_final.pth").read_bytes()
+    assert runs.run("--resume", SOLVER__MAX_ITER=9, **often)[0] == 0
+    (runs.folder / "model_final.pth").write_bytes(first)
+    (runs.folder / "last_checkpoint").write_text("model_0000008.pth")  # deleted by hand
+    checkpointer = Checkpointer(torch.nn.Module(), str(runs.folder))
+    names = ["model_0000007.pth", "model_0000005.pth", "model_0000003.pth", "model_final.pth"]
+    assert [path.name for path in checkpointer.candidates()] == [*names, "model_0000001.pth"]
+    (runs.folder / "last_checkpoint").write_text("model_0000005.pth")  # 7 is another run's
+    assert [path.name for path in checkpointer.candidates()] == [*names[1:], "model_0000001.pth"]
+    (runs.folder / "model_final.pth").write_bytes(first[:1000])
+    assert [path.name for path in checkpointer.candidates()] == [*names[1:3], "model_0000001.pth", names[3]]
+
+
 def test_a_finished_run_has_nothing_to_resume(runs: Runs) -> None:
     assert runs.run()[0] == 0
     before = (runs.folder / "model_final.pth").read_bytes()
-    assert runs.run("--resume")[0] == 0
+    assert runs.run("--resume", TEST__EXPECTED_RESULTS="[['sem_seg', 'mIoU', 1.0, 2.0]]")[0] == 0
     assert "nothing to train" in runs.log.read_text()
     assert runs.iterations == [0, 1, 2, 3] and (runs.folder / "model_final.pth").read_bytes() == before
 

@@ -1,7 +1,6 @@
 """One optimiser step on a model of one parameter, where every number can be counted."""
 
 import math
-from functools import partial
 from typing import Any
 
 import pytest
@@ -9,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mask_former.errors import InputError
+from mask_former.optimizer import Clipping
 from mask_former.training.divergence import TOLERATED, DivergenceGuard
 from mask_former.training.step import TrainingStep
 
-CLIP = partial(torch.nn.utils.clip_grad_norm_, max_norm=0.01)
-MEASURE = partial(torch.nn.utils.clip_grad_norm_, max_norm=math.inf)
+CLIP, MEASURE = Clipping(0.01), Clipping()
 
 
 class Slope(nn.Module):
@@ -99,7 +98,10 @@ def test_training_stops_after_the_tolerated_steps_in_a_row(tmp_path: Any) -> Non
     step(TOLERATED, [[sample(1.0)]])  # a good one: counting begins anew
     for iteration in range(10, 10 + TOLERATED):
         step(iteration, [[sample(math.inf)]])
-    with pytest.raises(InputError, match="diverged: 4 iterations in a row up to 13 .*losses loss; lower"):
+    with pytest.raises(
+        InputError,
+        match="diverged: 4 iterations in a row up to 13 .*losses loss on images id 5.0, id inf; lower",
+    ):
         step(13, [[sample(5.0)], [sample(math.inf)]])
     report = torch.load(tmp_path / "divergence/iteration_0000013_process_0.pth", weights_only=True)
     assert report["iteration"] == 13 and report["image_ids"] == [["id 5.0"], ["id inf"]]
@@ -125,3 +127,60 @@ def test_a_resumed_optimiser_keeps_its_moments_and_takes_the_configured_rate() -
     assert resumed.optimizer.param_groups[0]["lr"] == 0.25
     moment = next(iter(resumed.optimizer.state.values()))["exp_avg"]
     assert moment.item() == pytest.approx(0.2)  # (1 - beta_1) * gradient
+
+
+class Rooted(nn.Module):
+    """Two parameters; the second one's gradient is infinite at 0, where its loss is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.good, self.bad = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.0))
+
+    def loss_totals(self, samples: list[dict[str, Any]]) -> int:
+        return len(samples)
+
+    def forward(self, samples: list[dict[str, Any]], totals: int) -> dict[str, Tensor]:
+        return {"loss": self.good.square() + self.bad.abs().sqrt()}
+
+
+@pytest.mark.parametrize("clip", [CLIP, MEASURE])
+def test_the_report_names_the_parameters_whose_gradients_were_not_finite_and_no_others(
+    clip: Clipping, tmp_path: Any
+) -> None:
+    model = Rooted().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = TrainingStep(model, optimizer, clip, guard=DivergenceGuard(tmp_path))
+    with pytest.raises(InputError, match="the gradient's norm is nan on images id 1.0"):
+        for iteration in range(TOLERATED + 1):
+            step(iteration, [[sample(1.0)]])
+    (report,) = (tmp_path / "divergence").iterdir()
+    assert torch.load(report, weights_only=True)["gradients_not_finite"] == ["bad"]
+
+
+def test_float16_gradients_that_no_scale_makes_finite_end_training() -> None:
+    """The scale is halved from 65536 until it is below 1; from then on it is no overflow of scaling."""
+    model = Rooted().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    step = TrainingStep(model, optimizer, MEASURE, amp_dtype=torch.float16)
+    with pytest.raises(InputError, match="diverged: 4 iterations in a row up to 20"):
+        for iteration in range(100):
+            step(iteration, [[sample(1.0)]])
+
+
+def test_batch_norms_forget_a_step_that_is_left_out() -> None:
+    class Normed(Slope):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def forward(self, samples: list[dict[str, Any]], totals: int) -> dict[str, Tensor]:
+            x = torch.stack([sample["x"] for sample in samples])[:, None]
+            return {"loss": (self.weight * self.norm(x)).square().sum() / totals}
+
+    model = Normed().train()
+    step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.0), MEASURE)
+    step(0, [[sample(1.0), sample(3.0)]])
+    before = [buffer.clone() for buffer in model.buffers()]
+    assert before[0].item() == pytest.approx(0.2)  # a tenth of the mean
+    assert step(1, [[sample(math.nan), sample(3.0)]]).skipped
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True))

@@ -6,7 +6,8 @@
 NAME.jpg (or .png, ...) has its labels in NAME.png of both folders. A pixel of the class PNG is the id of a
 class in --names, a JSON list of {"id": 1, "name": "road", "isthing": 0}, or stands for void. A pixel of the
 instance PNG (8 or 16 bit) is the number of its instance, 0 for none; without things there is no need of it.
-Writes the JSON, and the panoptic PNGs to a folder of its name; docs/own_data.md goes on from there.
+Writes the JSON, and the panoptic PNGs to a folder of its name; docs/own_data.md goes on from there. A JSON
+that is there is deleted first and written last, when all PNGs are those that it tells of.
 """
 
 import argparse
@@ -57,6 +58,8 @@ def own_labels(options: argparse.Namespace) -> OwnLabels:
         )
     if listed := sorted({category["id"] for category in categories} & set(options.void)):
         raise InputError(f"{options.names}: the id {listed[0]} stands for void; set --void to another value")
+    if options.json.resolve() == options.names.resolve():
+        raise InputError(f"{options.json}: --json would replace the file of --names; choose another name")
     pngs = options.json.with_suffix("")
     for name in ("images", "classes", "instances"):
         folder = getattr(options, name)

@@ -16,7 +16,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,16 +27,16 @@ from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 import _path  # noqa: F401  (puts the repository's root on sys.path)
-from mask_former.atomic_write import replace_file
-from mask_former.data.loader import usable_cores
 from mask_former.errors import InputError, run_cli
 from mask_former.evaluation.run import evaluate
+from mask_former.machine import usable_cores
 from mask_former.prediction import build_blank_model
 from mask_former.trainer import Trainer
 from mask_former.training.checkpointer import Checkpointer
-from mask_former.training.run_lock import locked
+from mask_former.training.lease import Claim, nothing_to_lose, owned
 from mask_former.training.scaling import RULES, scale_to_batch
-from tools.project import project_config, require_writable
+from mask_former.training.stopping import StopRequest
+from tools.project import project_config, read_config, require_writable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,17 +53,27 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument(
         "--auto-scale",
-        nargs="?",
-        const="linear",
-        choices=sorted(RULES),
+        action="store_true",
         help="scale learning rate and schedule of the config file from its SOLVER.IMS_PER_BATCH to the one "
-        "given on the command line; keys given there stay (default rule: linear)",
+        "given on the command line; keys given there stay",
+    )
+    arguments.add_argument(
+        "--lr-rule",
+        choices=sorted(RULES),
+        default="linear",
+        help="with --auto-scale: the learning rate follows the batch, or its root (default: %(default)s)",
     )
     return arguments
 
 
 def configuration(args: argparse.Namespace) -> tuple[CfgNode, str]:
     """The frozen configuration of the command line, and a table of what --auto-scale changed, or ""."""
+    if args.overwrite and (args.resume or args.eval_only):
+        raise InputError(
+            "--overwrite deletes the run that --resume or --eval-only would use; give one of them"
+        )
+    if args.num_processes < 0:
+        raise InputError(f"--num-processes {args.num_processes}: use at least 1, or 0 for --num-gpus")
     if not args.config_file:
         raise InputError(
             "--config-file is missing; for a first try: --config-file configs/toy/maskformer_tiny.yaml"
@@ -72,57 +81,60 @@ def configuration(args: argparse.Namespace) -> tuple[CfgNode, str]:
     cfg = project_config(args.config_file, args.opts)
     scaled = ""
     if args.auto_scale:
-        recipe_batch = project_config(args.config_file).SOLVER.IMS_PER_BATCH
-        changes = scale_to_batch(cfg, recipe_batch, args.auto_scale, fixed=set(args.opts[::2]))
+        recipe_batch = read_config(args.config_file).SOLVER.IMS_PER_BATCH
+        changes = scale_to_batch(cfg, recipe_batch, args.lr_rule, fixed=set(args.opts[::2]))
         title = (
-            f"--auto-scale {args.auto_scale}: batch {recipe_batch} -> {cfg.SOLVER.IMS_PER_BATCH} "
+            f"--auto-scale --lr-rule {args.lr_rule}: batch {recipe_batch} -> {cfg.SOLVER.IMS_PER_BATCH} "
             f"in {cfg.SOLVER.ACCUMULATION_STEPS} micro-batch(es) a process"
         )
-        scaled = f"{title}\n{tabulate(changes, headers=('key', 'recipe', 'this run'), disable_numparse=True)}"
+        table = tabulate(changes, headers=("key", "recipe", "this run"), disable_numparse=True)
+        scaled = f"{title}\n{table if changes else 'nothing to scale'}"
     cfg.freeze()
     return cfg, scaled
 
 
 def start_log(cfg: CfgNode, args: argparse.Namespace, scaled: str) -> None:
-    """Loggers into OUTPUT_DIR, and what this run is; config.yaml, if it trains."""
+    """Loggers into OUTPUT_DIR, and what this run is."""
     for package in ("detectron2", "fvcore", "mask_former", "pisr_maskformer", "tools"):
         logger = setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=package)
     logger.info("process %d of %d\n%s", comm.get_rank(), comm.get_world_size(), collect_env_info())
     logger.info("command line: %s", args)
     if scaled:
         logger.info("%s", scaled)
-    if comm.is_main_process() and not args.eval_only:
-        with replace_file(Path(cfg.OUTPUT_DIR) / "config.yaml") as file:
-            file.write(cfg.dump().encode())
     logger.info("configuration:\n%s", cfg.dump())
 
 
-def main(args: argparse.Namespace) -> Any:
-    """Train, or evaluate with --eval-only; returns the results of the evaluation, if there was one."""
+def main(args: argparse.Namespace, stop: StopRequest | None = None, claim: Claim | None = None) -> Any:
+    """Train, or evaluate with --eval-only; returns the results of the evaluation, if there was one.
+
+    `claim`: of a copy of a scheduler's job. RunStopped when `stop` asked for it and the run is saved.
+    """
     cfg, scaled = configuration(args)
     folder = require_writable(cfg.OUTPUT_DIR)
     share_cores(cfg)
-    with locked(folder) if comm.is_main_process() else nullcontext():
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    with owned(folder, claim) if comm.is_main_process() else nullcontext(nothing_to_lose) as fence:
         comm.synchronize()  # nobody writes before the main process may
         if not args.eval_only:
             prepare_folder(cfg, args)
         start_log(cfg, args, scaled)
         if args.eval_only:
             return evaluate_checkpoint(cfg, args.resume)
-        trainer = Trainer(cfg)
+        trainer = Trainer(cfg, stop=stop, fence=fence)
         trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
+        return trainer.train(overwrite=args.overwrite)
 
 
 def prepare_folder(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Nothing of an earlier run is mixed with a new one, nor overwritten unless that is asked for."""
+    """Nothing of an earlier run is mixed with a new one, nor overwritten unless that is asked for.
+
+    (Then Trainer.train deletes it, when all is ready.)
+    """
     if not comm.is_main_process():
         return
     checkpointer = Checkpointer(torch.nn.Module(), cfg.OUTPUT_DIR)
     checkpointer.clean()
-    if args.overwrite:
-        checkpointer.remove_all()
-    elif not args.resume and checkpointer.has_checkpoint():
+    if not (args.resume or args.overwrite) and checkpointer.has_checkpoint():
         raise InputError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run ({checkpointer.candidates()[0].name}): go on with it "
             "by --resume, delete it by --overwrite, or set another OUTPUT_DIR"

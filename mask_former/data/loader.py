@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from mask_former.errors import InputError
 from mask_former.machine import usable_cores
 from mask_former.random_state import seeded
-from mask_former.training.stopping import leave_signals_to_parent
+from mask_former.training.stopping import serve_until_parent_stops
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def build_training_loader(
         batch_sampler=batches,  # type: ignore[arg-type]  # endless: it has no length
         num_workers=num_workers,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=serve_until_parent_stops,
         generator=torch.Generator().manual_seed(0),  # else starting it would draw from the global one
     )
 

@@ -12,7 +12,7 @@ one before is taken, with a warning.
 import logging
 import os
 import re
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mask_former.atomic_write import remove_leftovers, replace_file
 from mask_former.checkpoint import LoadReport, load_state
 from mask_former.checkpoint_reading import local_path, read_checkpoint
 from mask_former.errors import InputError, is_disk_full
+from mask_former.training.lease import nothing_to_lose
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +47,18 @@ class Checkpointer(DetectionCheckpointer):
         skip_mismatch: bool = False,
         complete: bool = False,
         keep: int = 0,
+        fence: Callable[[], None] = nothing_to_lose,
         **checkpointables: Any,
     ) -> None:
-        """`keep`: how many periodic checkpoints stay, 0 for all."""
+        """`keep`: how many periodic checkpoints stay, 0 for all. `fence`: raises when this process must write
+        no more.
+        """
         super().__init__(model, save_dir, **checkpointables)
         self.folder = Path(save_dir)
         self.skip_mismatch = skip_mismatch
         self.complete = complete
         self.keep = keep
+        self.fence = fence
         self.report: LoadReport | None = None
 
     def save(self, name: str, **more: Any) -> None:
@@ -69,6 +74,7 @@ class Checkpointer(DetectionCheckpointer):
         try:
             with replace_file(path, durable=True) as file:
                 torch.save(content, file)
+                self.fence()  # just before the file appears: writing may have taken long
             if name != BEST:
                 self.tag_last_checkpoint(path.name)
         except (OSError, RuntimeError) as error:  # PyTorch's writer wraps what the disk says
@@ -83,27 +89,30 @@ class Checkpointer(DetectionCheckpointer):
 
     def _remove_old(self, newest: Path) -> None:
         """Keep `keep` periodic checkpoints up to the newest one; later ones are another run's, and stay."""
-        earlier = [path for path in self.periodic() if path.name <= newest.name]
+        earlier = [path for path in self.periodic() if iteration_of(path) <= iteration_of(newest)]
         for path in earlier[: -self.keep] if self.keep else []:
             path.unlink(missing_ok=True)
 
     def periodic(self) -> list[Path]:
         """The periodic checkpoints of the folder by ascending iteration."""
         files = [path for path in self.folder.glob("model_*.pth") if PERIODIC.fullmatch(path.name)]
-        return sorted(files, key=lambda path: int(path.stem.split("_")[1]))
+        return sorted(files, key=iteration_of)
 
     def candidates(self) -> list[Path]:
-        """Where a resumed run may start: the tagged checkpoint, then those before it, newest first."""
-        tag = self.folder / "last_checkpoint"
-        files = self.periodic()
+        """Where a resumed run may start: the tagged checkpoint, then those before it, newest first.
+
+        Later ones than the tagged one are another run's; without a tag, all are candidates.
+        """
+        tag, final = self.folder / "last_checkpoint", self.folder / f"{FINAL}.pth"
         name = tag.read_text(errors="replace").strip() if tag.exists() else ""
+        files = self.periodic() + ([final] if final.is_file() else [])
+        iterations = {path: iteration_of(path) for path in files}
         tagged = self.folder / name
-        if name and tagged.is_file():
-            if PERIODIC.fullmatch(name):
-                files = [path for path in files if int(path.stem[6:]) < int(tagged.stem[6:])]
-            return [tagged, *(path for path in reversed(files) if path != tagged)]
-        final = [path for path in [self.folder / f"{FINAL}.pth"] if path.is_file()]
-        return [*final, *reversed(files)]
+        last = iterations.get(tagged, iteration_of(tagged))
+        if last >= 0:
+            files = [path for path in files if iterations[path] <= last]
+        files.sort(key=lambda path: (path == tagged, iterations[path]), reverse=True)
+        return files
 
     def has_checkpoint(self) -> bool:
         return bool(self.candidates())
@@ -116,7 +125,7 @@ class Checkpointer(DetectionCheckpointer):
         candidates = self.candidates()
         for path in candidates:
             try:
-                read_whole(path)
+                read_checkpoint(path)  # its checksums too
             except InputError as error:
                 logger.warning("%s: resuming from the checkpoint before it, if there is one", error)
             else:
@@ -161,18 +170,6 @@ class Checkpointer(DetectionCheckpointer):
         remove_leftovers(self.folder)
 
 
-def read_whole(path: Path) -> dict[str, Any]:
-    """`read_checkpoint` of a file whose bytes are all as written, by its checksums; else InputError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError) as error:
-        raise InputError(f"{path} is cut short or damaged ({' '.join(str(error).split())})") from error
-    if damaged:
-        raise InputError(f"{path} is damaged (checksum of {damaged})")
-    return read_checkpoint(path)
-
-
 def _why_unwritten(path: Path, error: Exception) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):  # PyTorch's writer hides what the disk said
@@ -193,3 +190,14 @@ def _why_unwritten(path: Path, error: Exception) -> str:
 def _free_gigabytes(folder: Path) -> float:
     stat = os.statvfs(folder)
     return stat.f_bavail * stat.f_frsize / 1e9
+
+
+def iteration_of(path: Path) -> int:
+    """The iteration that a checkpoint was saved after, by its name or content; -1 when neither tells."""
+    named = PERIODIC.fullmatch(path.name)
+    if named:
+        return int(named[1])
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
+    except Exception:  # missing or damaged, in whatever way: it is tried last
+        return -1

@@ -4,7 +4,6 @@ A single bad batch need not end a run of days, and a run that has diverged must 
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ class DivergenceGuard:
             return
         self.in_a_row += 1
         self.total += 1
-        problem = self._problem(losses, gradient_norm)
+        problem = self._problem_of_all(batch, losses, gradient_norm)
         if self.in_a_row <= TOLERATED:
             logger.warning(
                 "iteration %d is left out, %s (%d in a row, %d are tolerated; %d in all)",
@@ -79,15 +78,27 @@ class DivergenceGuard:
             + (f"; batch, losses and tensors: {report}" if report else "")
         )
 
-    def _problem(self, losses: Sequence[dict[str, Tensor]], gradient_norm: float) -> str:
+    def _problem_of_all(
+        self,
+        batch: Sequence[Sequence[dict[str, Any]]],
+        losses: Sequence[dict[str, Tensor]],
+        gradient_norm: float,
+    ) -> str:
+        """What was not finite on which images, from all processes, which are here together."""
+        mine = (self._problem(losses), [image for samples in image_ids(batch) for image in samples])
+        problems = comm.all_gather(mine)
+        said = [f"{problem} on images {', '.join(images)}" for problem, images in problems if problem]
+        if said:
+            return "; ".join(said)
+        together = [image for _, images in problems for image in images]
+        return f"the gradient's norm is {gradient_norm} on images {', '.join(together)}"
+
+    def _problem(self, losses: Sequence[dict[str, Tensor]]) -> str:
+        """What was not finite in this process; "" for its gradient alone, which is that of all."""
         names = sorted({name for part in losses for name, loss in part.items() if not loss.isfinite()})
         if self.costs.count:
             return f"{self.costs.count} cost matrices of the matching and losses {', '.join(names) or 'none'}"
-        if names:
-            return f"losses {', '.join(names)}"
-        if not math.isfinite(gradient_norm):
-            return f"the gradient's norm is {gradient_norm}"
-        return "in another process"
+        return f"losses {', '.join(names)}" if names else ""
 
     def _write(
         self,
@@ -107,7 +118,7 @@ class DivergenceGuard:
         }
         report = {
             "iteration": iteration,
-            "image_ids": [[str(sample.get("image_id")) for sample in samples] for samples in batch],
+            "image_ids": image_ids(batch),
             "file_names": [[str(sample.get("file_name")) for sample in samples] for samples in batch],
             "images": [[sample["image"] for sample in samples] for samples in batch],
             "losses": [{name: loss.item() for name, loss in part.items()} for part in losses],
@@ -127,3 +138,8 @@ class DivergenceGuard:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.in_a_row, self.total = state["in_a_row"], state["total"]
+
+
+def image_ids(batch: Sequence[Sequence[dict[str, Any]]]) -> list[list[str]]:
+    """Those of every micro-batch."""
+    return [[str(sample.get("image_id")) for sample in samples] for samples in batch]

@@ -1,6 +1,7 @@
 """The revision of the code that runs, and a patch that makes the running code from it."""
 
 import contextlib
+import json
 import os
 import signal
 import stat
@@ -11,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parents[2]  # the folder that holds mask_former/
+
+# In a copy of the code that a job runs (slurm/snapshot.py): what git said of the original.
+REVISION_FILE, PATCH_FILE = ".revision.json", ".revision.patch"
 
 GIT_SECONDS = 20.0
 MAX_UNTRACKED_FILE = 1_000_000  # bytes
@@ -43,7 +47,10 @@ def git_state(code: Path = CODE, output_marker: str = "run.lock") -> GitState:
 
     The patch holds `git diff HEAD` and the untracked text files that git does not ignore, apart from job
     logs, hidden files, and what lies below folders with a file named `output_marker`: runs write those.
+    A copy of the code tells of its original.
     """
+    if (code / REVISION_FILE).exists():
+        return _recorded(code)
     try:
         # An installed copy may lie in a folder of another project's checkout: that is not its revision.
         _git(code, "ls-files", "--error-unmatch", "mask_former/__init__.py")
@@ -60,6 +67,15 @@ def git_state(code: Path = CODE, output_marker: str = "run.lock") -> GitState:
     if len(patch) > MAX_PATCH:
         patch = patch[:MAX_PATCH] + b"\n# cut short here: the whole is larger than %d bytes\n" % MAX_PATCH
     return GitState(revision, named, patch)
+
+
+def _recorded(code: Path) -> GitState:
+    try:
+        said = json.loads((code / REVISION_FILE).read_bytes())
+        patch = (code / PATCH_FILE).read_bytes() if (code / PATCH_FILE).exists() else None
+        return GitState(said["revision"], said["branch"], patch, said["reason"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return GitState(reason=f"{code / REVISION_FILE} cannot be read: {error}")
 
 
 def _tracked_changes(top: Path) -> bytes:

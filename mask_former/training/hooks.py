@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from mask_former.random_state import same_random_state
 from mask_former.training.checkpointer import BEST, FINAL
 from mask_former.training.log import TrainingLog
+from mask_former.training.stopping import RunStopped, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -19,19 +20,24 @@ EVALUATED = "evaluated"  # in a row: it holds an evaluation's results, of this m
 
 
 class CheckpointHook(HookBase):
-    """A checkpoint every `period` iterations (0: none) and after the last; all processes take part."""
+    """A checkpoint every `period` iterations (0: none), before each evaluation and after the last iteration;
+    and where the run is asked to stop, which it does then. All processes take part.
+    """
 
-    def __init__(self, period: int, save: Callable[[str], None]) -> None:
+    def __init__(self, period: int, save: Callable[[str], None], evaluation_period: int = 0) -> None:
         """`save` writes the checkpoint of this name."""
-        self.period = period
+        self.periods = [each for each in (period, evaluation_period) if each > 0]
         self.save = save
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
-            self.save(f"model_{self.trainer.iter:07d}")
         if done == self.trainer.max_iter:
             self.save(FINAL)
+        elif self.trainer.stopping or any(done % period == 0 for period in self.periods):
+            self.save(f"model_{self.trainer.iter:07d}")
+        if self.trainer.stopping:
+            comm.synchronize()  # nobody leaves before the main process has written
+            raise RunStopped(self.trainer.iter)
 
 
 class EvaluationHook(HookBase):
@@ -50,6 +56,7 @@ class EvaluationHook(HookBase):
         best_metric: str,
         save_best: Callable[[int, dict[str, Any]], None],
         log: TrainingLog,
+        stop: StopRequest,
     ) -> None:
         """`evaluate` returns results in the main process. `best_metric`: "" keeps no best model.
 
@@ -60,6 +67,7 @@ class EvaluationHook(HookBase):
         self.best_metric = best_metric
         self.save_best = save_best
         self.log = log
+        self.stop = stop
         self.results: Mapping[str, Any] = {}
         self.best = -math.inf
 
@@ -82,7 +90,7 @@ class EvaluationHook(HookBase):
         return (self.period > 0 and done % self.period == 0) or done >= self.trainer.max_iter
 
     def _evaluate(self, iteration: int) -> None:
-        with same_random_state():
+        with same_random_state(), self.stop.may_interrupt(iteration):
             self.results = self.evaluate()
         if comm.is_main_process():
             numbers = flatten_results_dict(self.results)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,10 @@ class JsonLines:
         text = json.dumps(plain(row), allow_nan=False, ensure_ascii=False)
         self._file.write(text.encode() + b"\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Bring all rows to the disk: then they survive a power cut too."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """May be called twice."""

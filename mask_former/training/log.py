@@ -11,13 +11,14 @@ import math
 import resource
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.utils import comm
 
+from mask_former.training.lease import nothing_to_lose
 from mask_former.training.writers import JsonWriter, Writer
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ SUMMED = frozenset({"targets"})  # over processes
 LARGEST = frozenset({"time", "data_time", "memory_mb"})  # of all processes; the others are averaged
 SPEED_ROWS = 50  # rows whose mean speed gives the time left
 SLOW_DATA = 0.2  # share of a step's time that loading data may take
+ROWS_BETWEEN_WARNINGS = 10
 
 
 class Window:
@@ -58,14 +60,24 @@ class Window:
 class TrainingLog:
     """Collects numbers step by step in every process; the main one writes a row each period."""
 
-    def __init__(self, period: int, max_iterations: int, writers: Sequence[Writer] = ()) -> None:
-        """`writers`: of the main process; none elsewhere."""
+    def __init__(
+        self,
+        period: int,
+        max_iterations: int,
+        writers: Sequence[Writer] = (),
+        fence: Callable[[], None] = nothing_to_lose,
+    ) -> None:
+        """`writers`: of the main process; none elsewhere. `fence`: raises when this process must write no
+        more.
+        """
         self.period = period
         self.max_iterations = max_iterations
         self.writers = writers
+        self.fence = fence
         self.window = Window()
         self.speeds: deque[float] = deque(maxlen=SPEED_ROWS)
         self.rows = 0
+        self.may_warn = 2
 
     def is_due(self, iteration: int) -> bool:
         """Whether a row is written after this iteration: at multiples of the period, and at the end."""
@@ -92,12 +104,18 @@ class TrainingLog:
 
     def write(self, iteration: int, numbers: Mapping[str, Any]) -> None:
         """A row of its own; results of an evaluation for example."""
+        self.fence()
         for writer in self.writers:
             writer.write(iteration, numbers)
 
     def rows_on_file(self) -> list[dict[str, Any]]:
         """The rows of the run so far, from its metrics.json; none in other processes than the main one."""
         return [row for writer in self.writers if isinstance(writer, JsonWriter) for row in writer.rows()]
+
+    def sync(self) -> None:
+        """Bring the rows to the disk; before a checkpoint, so that none before it is ever missing."""
+        for writer in self.writers:
+            writer.sync()
 
     def close(self) -> None:
         for writer in self.writers:
@@ -106,7 +124,8 @@ class TrainingLog:
     def _warn_of_slow_data(self, iteration: int, row: Mapping[str, float]) -> None:
         """Not for the first row, in which the workers start; then every tenth at most."""
         share = row["data_time"] / row["time"] if row["time"] else 0.0
-        if share > SLOW_DATA and self.rows % 10 == 2:
+        if share > SLOW_DATA and self.rows >= self.may_warn:
+            self.may_warn = self.rows + ROWS_BETWEEN_WARNINGS
             logger.warning(
                 "iteration %d: %.0f%% of the time is spent waiting for data; raise DATALOADER.NUM_WORKERS "
                 "(cores permitting), or put the data on faster storage",

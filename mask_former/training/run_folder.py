@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -92,6 +93,16 @@ def _circumstances(folder: Path, cfg: CfgNode) -> dict[str, Any]:
         "environment": _keep(folder, "environment_{}.txt", environment_text().encode()),
         **machine_facts(),
     }
+
+
+def remove_records(folder: str | Path) -> None:
+    """Delete what a run wrote besides its checkpoints, log.txt apart, for another that takes its place."""
+    folder = Path(folder)
+    for name in ("inference", "divergence", PROVENANCE):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    names = (RUN_FILE, "metrics.json", "config.yaml", "wandb_id.txt")
+    for path in [*(folder / name for name in names), *folder.glob("events.out.tfevents.*")]:
+        path.unlink(missing_ok=True)
 
 
 def warn_of_changes(folder: str | Path) -> list[str]:

@@ -11,10 +11,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from mask_former.errors import InputError
 
@@ -28,12 +29,15 @@ _held_guard = threading.Lock()
 
 
 @contextmanager
-def locked(folder: str | Path, patience: float = 10.0) -> Iterator[None]:
+def locked(
+    folder: str | Path, patience: float = 10.0, may_break: Callable[[dict[str, Any]], bool] | None = None
+) -> Iterator[None]:
     """Be the only run that writes to `folder`, which is made if need be; for a run's main process only.
 
     InputError names the holder when another run, of this process or any other, is there; one that is just
     dying is given `patience` seconds. The lock dies with its process, however that ends. Where the file
-    system has no locks, a warning is all.
+    system has no locks, a warning is all. `may_break`: given what the lock file says of its holder, whether
+    the lock is taken from it when `patience` is over, in place of an error (lease.py knows when).
 
     It is a POSIX record lock: forked data-loader workers, which may outlive a killed trainer, do not inherit
     it, and NFS knows it. Its price: it is lost when this process closes any other descriptor of run.lock.
@@ -45,7 +49,7 @@ def locked(folder: str | Path, patience: float = 10.0) -> Iterator[None]:
             raise InputError(refusal(folder, f"pid {os.getpid()} itself, in another run"))
         _held[key] = owner = os.getpid()
     try:
-        handle = _open_locked(folder, patience)
+        handle = _open_locked(folder, patience, may_break)
         try:
             yield
         finally:
@@ -72,7 +76,7 @@ def cannot_write(folder: Path, error: OSError) -> str:
     )
 
 
-def _open_locked(folder: Path, patience: float) -> int:
+def _open_locked(folder: Path, patience: float, may_break: Callable[[dict[str, Any]], bool] | None) -> int:
     """Descriptor of the locked lock file, which names this process."""
     path = folder / LOCK_FILE
     deadline = time.monotonic() + patience
@@ -85,7 +89,10 @@ def _open_locked(folder: Path, patience: float) -> int:
                     _write_holder(handle, folder)
                     return handle
             elif time.monotonic() >= deadline:
-                raise InputError(refusal(folder, _holder(path)))
+                if may_break is None or not may_break(_named(path)):
+                    raise InputError(refusal(folder, _holder(path)))
+                logger.warning("%s is taken from %s, which has not let go of it", path, _holder(path))
+                path.unlink(missing_ok=True)  # its lock is one on a file without a name now
             elif not waiting:
                 logger.info("OUTPUT_DIR %s is held by %s: waiting for its end", folder, _holder(path))
                 waiting = True
@@ -146,11 +153,19 @@ def _write_holder(handle: int, folder: Path) -> None:
 
 def _holder(path: Path) -> str:
     """Who the lock file names; it may be empty, or half written just now."""
+    holder = _named(path)
+    try:
+        return f"pid {holder['pid']} on host {holder['host']} since {holder['since']} (user {holder['user']})"
+    except KeyError:
+        return "another process"
+
+
+def _named(path: Path) -> dict[str, Any]:
     try:
         holder = json.loads(path.read_text())
-        return f"pid {holder['pid']} on host {holder['host']} since {holder['since']} (user {holder['user']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+    except (OSError, ValueError):
+        return {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def user_name() -> str:

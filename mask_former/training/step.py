@@ -4,7 +4,8 @@ Losses that are not finite change nothing: such a step is left out, in all proce
 `divergence.DivergenceGuard` decides when there were too many.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.errors import InputError
+from mask_former.optimizer import Clipping
 from mask_former.training.divergence import DivergenceGuard
+from mask_former.training.stopping import StopRequest
 
 Samples = list[dict[str, Any]]
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -28,6 +31,7 @@ class StepResult(NamedTuple):
     gradient_norm: float  # before clipping; the same in all processes
     num_targets: int
     skipped: bool  # not finite somewhere: no parameter changed
+    stop: bool  # some process was asked to stop: the same in all processes
 
 
 class TrainingStep:
@@ -40,14 +44,15 @@ class TrainingStep:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        clip: Callable[[Sequence[Tensor]], Tensor],
+        clip: Clipping,
         *,
         amp_dtype: torch.dtype | None = None,
         guard: DivergenceGuard | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         """`model`: wrapped in DistributedDataParallel where there are several processes.
 
-        `clip` changes gradients in place and returns their norm before. `amp_dtype`: None without autocast.
+        `amp_dtype`: None without autocast.
         """
         self.model = model
         self.network: Any = model.module if isinstance(model, DistributedDataParallel) else model
@@ -58,6 +63,7 @@ class TrainingStep:
         self.amp_dtype = amp_dtype
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == torch.float16)
         self.guard = guard or DivergenceGuard()
+        self.stop = stop or StopRequest()
         self.guard.watch(self.network)
 
     def __call__(self, iteration: int, batch: Sequence[Samples]) -> StepResult:
@@ -66,20 +72,35 @@ class TrainingStep:
         Raises InputError when the guard has seen too many steps in a row that were not finite.
         """
         self.guard.begin()
+        statistics = [buffer.clone() for buffer in self._statistics()]
         self.optimizer.zero_grad(set_to_none=True)
         totals = self.network.loss_totals([sample for samples in batch for sample in samples])
-        parts = [
-            self._backward(samples, totals, is_last=i == len(batch) - 1) for i, samples in enumerate(batch)
-        ]
+        parts = []
+        for number, samples in enumerate(batch):
+            self.guard.costs.micro_batch = number
+            parts.append(self._backward(samples, totals, is_last=number == len(batch) - 1))
         self.scaler.unscale_(self.optimizer)
-        norm = self.clip([p for p in self.parameters if p.grad is not None])
-        losses, gradient_norm, finite = self._judge(parts, norm)
+        norm = self.clip.norm(self.parameters)
+        losses, gradient_norm, finite, stop = self._judge(parts, norm)
+        if math.isfinite(gradient_norm):
+            self.clip(self.parameters, norm)
         if finite:
             self.scaler.step(self.optimizer)  # with float16 it leaves out overflows, which are no divergence
         self.scaler.update()
+        if not finite:
+            self._restore_statistics(statistics)
         self.guard.judge(iteration, batch, parts, gradient_norm, self.network, finite)
         num_targets = sum(len(sample["instances"]) for samples in batch for sample in samples)
-        return StepResult(losses, gradient_norm, num_targets, skipped=not finite)
+        return StepResult(losses, gradient_norm, num_targets, skipped=not finite, stop=stop)
+
+    def _statistics(self) -> list[Tensor]:
+        """What batch norms that are not frozen keep of the batches they see."""
+        return [buffer for norm in live_batch_norms(self.network) for buffer in norm.buffers()]
+
+    def _restore_statistics(self, before: Sequence[Tensor]) -> None:
+        """Forget a batch that was not finite: a mean that is NaN once stays it for ever."""
+        for buffer, value in zip(self._statistics(), before, strict=True):
+            buffer.copy_(value)
 
     def _backward(self, samples: Samples, totals: Any, is_last: bool) -> dict[str, Tensor]:
         """Add one micro-batch's gradients; returns its losses. Processes exchange gradients at the last."""
@@ -94,21 +115,23 @@ class TrainingStep:
 
     def _judge(
         self, parts: Sequence[dict[str, Tensor]], norm: Tensor
-    ) -> tuple[dict[str, float], float, bool]:
-        """The micro-batches' losses added up, the norm, and whether all is finite in every process.
+    ) -> tuple[dict[str, float], float, bool, bool]:
+        """The micro-batches' losses added up, the norm, whether all is finite in every process, and whether
+        one of them was asked to stop.
 
         All numbers come from the device in one copy.
         """
         names = list(parts[0])
         sums = torch.stack([torch.stack([part[name].float() for name in names]) for part in parts]).sum(dim=0)
         wrong = ~sums.isfinite().all() | (self.guard.costs.count > 0)
-        if not self.scaler.is_enabled():  # the scaler looks for overflowing gradients itself
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            # larger scales make finite gradients overflow; the scaler sees to that itself
             wrong = wrong | ~norm.isfinite()
-        wrong = wrong.float()
+        flags = torch.stack([wrong, torch.full_like(wrong, self.stop.requested)]).float()
         if comm.get_world_size() > 1:
-            torch.distributed.all_reduce(wrong)
-        *values, gradient_norm, is_wrong = torch.cat([sums, norm.float()[None], wrong[None]]).tolist()
-        return dict(zip(names, values, strict=True)), gradient_norm, not is_wrong
+            torch.distributed.all_reduce(flags)
+        *values, gradient_norm, is_wrong, stop = torch.cat([sums, norm.float()[None], flags]).tolist()
+        return dict(zip(names, values, strict=True)), gradient_norm, not is_wrong, bool(stop)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -138,11 +161,17 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     return AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
 
 
+def live_batch_norms(network: nn.Module) -> list[nn.Module]:
+    """Batch norms whose statistics depend on the images of a micro-batch."""
+    kinds = nn.modules.batchnorm._BatchNorm
+    return [module for module in network.modules() if isinstance(module, kinds) and module.training]
+
+
 def distribute(model: nn.Module) -> nn.Module:
     """The model as every process of a run uses it: gradients averaged, where there is more than one."""
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).device.type == "cuda"
     return DistributedDataParallel(
-        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
+        model, device_ids=[torch.cuda.current_device()] if on_gpu else None, broadcast_buffers=False
     )

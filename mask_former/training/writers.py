@@ -20,6 +20,9 @@ class Writer(Protocol):
 
     def write(self, iteration: int, numbers: Mapping[str, Any]) -> None: ...
 
+    def sync(self) -> None:
+        """Bring what was written to where it is kept."""
+
     def close(self) -> None: ...
 
 
@@ -38,6 +41,9 @@ class JsonWriter:
     def write(self, iteration: int, numbers: Mapping[str, Any]) -> None:
         self.lines.write({"iteration": iteration, **numbers})
 
+    def sync(self) -> None:
+        self.lines.sync()
+
     def close(self) -> None:
         self.lines.close()
 
@@ -51,6 +57,9 @@ class TensorBoardWriter:
     def write(self, iteration: int, numbers: Mapping[str, Any]) -> None:
         for name, number in scalars(numbers).items():
             self.board.add_scalar(name, number, iteration)
+
+    def sync(self) -> None:
+        self.board.flush()
 
     def close(self) -> None:
         self.board.close()
@@ -69,6 +78,9 @@ class WandbWriter:
 
     def write(self, iteration: int, numbers: Mapping[str, Any]) -> None:
         self.run.log(scalars(numbers), step=iteration)
+
+    def sync(self) -> None:
+        """It sends its rows by itself."""
 
     def close(self) -> None:
         self.run.finish()
