@@ -1,14 +1,15 @@
-"""The whole path on this machine in a few minutes: render scenes, train, evaluate PQ and mIoU, draw pictures.
+"""The whole path on this machine in a few minutes: render scenes, train and evaluate two models, compare.
 
     python tools/demo.py [--output output/demo] [--iterations N]
 
-What `make demo` runs. It needs no GPU and no data. Each step is the command that a user would type; the log
-of each lies beside its results.
+What `make demo` runs. It needs no GPU and no data, and ends with a page to open in a browser. Each step is
+the command that a user would type; the log of each lies beside its results.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,21 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 import _path  # noqa: F401  (puts the repository's root on sys.path)
-from mask_former.data.catalog import panoptic_metadata
-from mask_former.data.coco_panoptic import load_coco_panoptic
-from mask_former.data.id_map import read_id_map, read_rgb_image
-from mask_former.drawing import draw_panoptic
 from mask_former.errors import InputError, run_cli
 from tools.project import require_writable
 
 ROOT = _path.ROOT
 SCENES = {"train": 400, "val": 40, "size": 128, "seed": 0}
-PICTURES = 8
 
 
 class Model(NamedTuple):
@@ -45,6 +39,7 @@ MODELS = (
     Model("MaskFormer", "maskformer", "configs/toy/maskformer_tiny.yaml"),
     Model("MaskFormer + PISR", "maskformer_pisr", "configs/toy/maskformer_tiny_pisr.yaml"),
 )
+COMPARISON, LOOKS = "comparison", "looks"
 METRICS = (("PQ", "panoptic_seg", "PQ"), ("mIoU", "sem_seg", "mIoU"), ("mask AP", "segm", "AP"))
 
 
@@ -54,6 +49,11 @@ def run(command: Sequence[str], log: Path, environment: dict[str, str]) -> subpr
         return subprocess.Popen(
             [sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
         )
+
+
+def step(command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+    """Run a tool to its end; InputError when it failed."""
+    finish(run(command, log, environment), log)
 
 
 def finish(process: subprocess.Popen[bytes], log: Path) -> None:
@@ -103,22 +103,6 @@ def results(folder: Path) -> dict[str, float]:
     return {title: content[task][key] for title, task, key in METRICS}
 
 
-def contact_sheet(columns: dict[str, Path], names: Sequence[str], path: Path) -> None:
-    """One row per picture, one column per folder, with titles; every file is FOLDER/NAME.*."""
-    rows = []
-    for name in names:
-        cells = [read_rgb_image(next(folder.glob(f"{name}.*"))) for folder in columns.values()]
-        rows.append(
-            np.hstack([cv2.resize(cell, (256, 256), interpolation=cv2.INTER_CUBIC) for cell in cells])
-        )
-    heading = np.full((32, rows[0].shape[1], 3), 255, np.uint8)
-    for i, title in enumerate(columns):
-        cv2.putText(
-            heading, title, (256 * i + 8, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA
-        )
-    cv2.imwrite(str(path), np.vstack([heading, *rows])[..., ::-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,53 +118,24 @@ def main() -> None:
 
     print("1. render scenes in which some things can only be told by what surrounds them")
     options = [f"--{key}={value}" for key, value in SCENES.items()]
-    finish(
-        run(
-            ["tools/render_toy_scenes.py", str(datasets / "toy"), *options],
-            output / "render.log",
-            environment,
-        ),
-        output / "render.log",
-    )
+    step(["tools/render_toy_scenes.py", str(datasets / "toy"), *options], output / "render.log", environment)
     print("2. train and evaluate")
     for model in MODELS:
         train(model, output, environment, args.iterations)
-    print("3. draw")
-    draw(output, environment, datasets)
+    print("3. compare them, and look at what PISR encodes")
+    compare(output, environment, datasets)
     report(output, time.monotonic() - began)
 
 
-def draw(output: Path, environment: dict[str, str], datasets: Path) -> None:
-    """Overlays of every model for the first validation pictures, and one sheet of all beside the truth."""
-    pictures = sorted((datasets / "toy/val").iterdir())[:PICTURES]
-    columns = {"image": datasets / "toy/val", "truth": output / "truth"}
-    draw_truth(datasets, [picture.stem for picture in pictures], columns["truth"])
-    for model in MODELS:
-        folder, log = output / model.name / "pictures", output / f"{model.name}_predict.log"
-        weights = output / model.name / "model_final.pth"
-        command = ["tools/predict.py", "--config-file", model.config, "--weights", str(weights)]
-        command += ["--input", *map(str, pictures), "--output", str(folder)]
-        finish(run(command, log, environment), log)
-        columns[model.title] = folder / "overlays"
-    contact_sheet(columns, [picture.stem for picture in pictures], output / "pictures.png")
-
-
-def draw_truth(datasets: Path, names: Sequence[str], folder: Path) -> None:
-    """The labels of the validation pictures called `names`, drawn as predictions are."""
-    annotations = datasets / "toy/annotations"
-    records = load_coco_panoptic(
-        datasets / "toy/val", annotations / "panoptic_val.json", annotations / "panoptic_val"
-    )
-    classes = panoptic_metadata(json.loads((annotations / "panoptic_val.json").read_text())["categories"])
-    folder.mkdir(exist_ok=True)
-    for record in records:
-        name = Path(record["file_name"]).stem
-        if name in names:
-            image, ids = read_rgb_image(record["file_name"]), read_id_map(record["pan_seg_file_name"])
-            shown = draw_panoptic(
-                image, ids, record["segments_info"], classes["stuff_classes"], classes["stuff_colors"]
-            )
-            cv2.imwrite(str(folder / f"{name}.png"), shown[..., ::-1])
+def compare(output: Path, environment: dict[str, str], datasets: Path) -> None:
+    """The page of both models on the validation scenes, and a t-SNE of PISR's encodings on them."""
+    baseline, pisr = ([model.config, str(output / model.name / "model_final.pth")] for model in MODELS)
+    shutil.rmtree(output / COMPARISON, ignore_errors=True)  # of an earlier demo's models
+    command = ["tools/compare.py", "--baseline", *baseline, "--pisr", *pisr, "--input", "toy_val"]
+    step([*command, "--output", str(output / COMPARISON)], output / "compare.log", environment)
+    command = ["tools/visualize.py", "encodings", "--config-file", pisr[0], "--weights", pisr[1]]
+    command += ["--input", str(datasets / "toy/val"), "--output", str(output / LOOKS)]
+    step(command, output / "encodings.log", environment)
 
 
 def report(output: Path, seconds: float) -> None:
@@ -194,7 +149,8 @@ def report(output: Path, seconds: float) -> None:
     shown = output.relative_to(ROOT) if output.is_relative_to(ROOT) else output
     print(
         f"""
-pictures      {shown}/pictures.png
+the page      {shown}/{COMPARISON}/index.html   (open it in a browser: both models on every image)
+encodings     {shown}/{LOOKS}/encodings.png
 each model    {shown}/NAME/: checkpoints, log.txt, metrics.json, inference/toy_val/ (per class), TensorBoard
 
 next          .venv/bin/tensorboard --logdir {shown}
