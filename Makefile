@@ -1,12 +1,12 @@
 # `make demo` and `make test` set everything up by themselves, as any user, without a GPU, from a fresh clone.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format doctor setup system-deps clean
+.PHONY: help demo test test-slurm lint format doctor setup system-deps clean
 
 # Choose another interpreter (3.10 to 3.13, with venv) by `make test PYTHON=/path/to/python3.12`.
 PYTHON ?=
 PY := .venv/bin/python
-# Debian packages that present tests want beside Python; none so far.
-SYSTEM_PACKAGES :=
+# Debian packages that tests want beside Python: without them those of Slurm and of the page are skipped.
+SYSTEM_PACKAGES := slurm-wlm munge chromium fonts-dejavu-core
 CODE := $(wildcard mask_former pisr_maskformer slurm tools)
 # Test processes: one a core that this process may use, at most 4.
 WORKERS = $$($(PY) -c 'from tools.checks.machine import usable_cores; print(min(4, usable_cores()))')
@@ -18,11 +18,14 @@ export PYTHONNOUSERSITE := 1
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: setup ## set up, then train, evaluate and draw a small model on this machine
+demo: setup ## set up, then train, evaluate and compare small models on this machine
 	@$(PY) tools/demo.py
 
 test: lint ## set up, then every check: ruff, mypy, pytest
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+
+test-slurm: setup ## only the tests on a real Slurm, which they start on this machine (as root)
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm -rs
 
 lint: setup ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff check .

@@ -86,6 +86,8 @@ def test_a_copy_that_does_not_answer_is_left_behind(tmp_path: Path, caplog: pyte
     """Stopped, as on a node that is cut off, it holds its lock; when it wakes up it writes nothing."""
     caplog.set_level(logging.INFO)
     with copy(tmp_path, "7", 0) as old:
+        while not (tmp_path / "lines").exists():
+            time.sleep(0.01)
         os.kill(old.pid, signal.SIGSTOP)
         with owned(tmp_path, Claim("7", 2), patience=0.5) as fence:
             assert "has not let go of it" in caplog.text

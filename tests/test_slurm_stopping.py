@@ -114,40 +114,45 @@ def test_stopped_in_a_step_and_in_an_evaluation_a_run_is_the_undisturbed_one(
     data: Path, tmp_path: Path
 ) -> None:
     """The signals go to the run's whole group, loader workers too, as a scheduler's do."""
-    server, slow = start_server(data), start_server(data, SLOW_EVALUATION="1")
-    folder, log = tmp_path / "run", tmp_path / "run.log"
-    run_to_end(server, tmp_path / "undisturbed")
+    folder, log, slow = tmp_path / "run", tmp_path / "run.log", tmp_path / "slow"
+    server = start_server(data, slow)
+    short = OPTIONS | {"SOLVER__MAX_ITER": 12, "TEST__EVAL_PERIOD": 8}
+    run_to_end(server, tmp_path / "undisturbed", **short)
 
-    run = server.start(arguments(folder, **OPTIONS), log)
-    assert wait_until(lambda: tag(folder) != "" and steps_done(folder) >= 5)  # not where one is due
+    run = server.start(arguments(folder, **short), log)
+    assert wait_until(lambda: tag(folder) != "" and steps_done(folder) >= 5)  # where no checkpoint is due
     os.killpg(run, signal.SIGUSR2)
     assert server.wait(run) == STOPPED
     found = re.findall(r"stopped after (\d+)", log.read_text())
     assert len(found) == 1 and tag(folder) == f"model_{int(found[0]):07d}.pth"
-    assert rows(folder)[-1]["iteration"] == int(found[0]) < 11
+    assert rows(folder)[-1]["iteration"] == int(found[0]) < 7
     assert wait_until(lambda: group_is_gone(run), 10)  # its loader workers too
 
-    run = slow.start(arguments(folder, "--resume", **OPTIONS), log)
+    slow.touch()
+    run = server.start(arguments(folder, "--resume", **short), log)
     assert wait_until(lambda: "evaluation begins" in log.read_text())
     signalled = time.monotonic()
     os.killpg(run, signal.SIGUSR2)
-    assert slow.wait(run) == STOPPED and time.monotonic() - signalled < 10
-    assert "stopped after 11" in log.read_text() and "Traceback" not in log.read_text()
+    assert server.wait(run) == STOPPED and time.monotonic() - signalled < 10
+    assert "stopped after 7" in log.read_text() and "Traceback" not in log.read_text()
     assert not any("evaluated" in row for row in rows(folder))
 
-    run_to_end(server, folder, "--resume")
+    slow.unlink()
+    run_to_end(server, folder, "--resume", **short)
     server.close()
-    slow.close()
+    assert "the evaluation of iteration 7 comes first" in log.read_text()
     assert_same_run(folder, tmp_path / "undisturbed")
 
 
 def test_an_evaluation_has_a_checkpoint_before_it(data: Path, tmp_path: Path) -> None:
     """Also where CHECKPOINT_PERIOD asks for none."""
-    server = start_server(data, SLOW_EVALUATION="1")
+    log, slow = tmp_path / "log", tmp_path / "slow"
+    log.touch()
+    slow.touch()
+    server = start_server(data, slow)
     options = OPTIONS | {"SOLVER__CHECKPOINT_PERIOD": 0, "TEST__EVAL_PERIOD": 2}
-    (tmp_path / "log").touch()
-    run = server.start(arguments(tmp_path / "run", **options), tmp_path / "log")
-    assert wait_until(lambda: "evaluation begins" in (tmp_path / "log").read_text())
+    run = server.start(arguments(tmp_path / "run", **options), log)
+    assert wait_until(lambda: "evaluation begins" in log.read_text())
     assert tag(tmp_path / "run") == "model_0000001.pth"
     os.killpg(run, signal.SIGKILL)
     server.wait(run)

@@ -1,0 +1,11 @@
+"""Puts the repository's root on sys.path in place of this folder: scripts here begin with `import _root`."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "slurm":
+    sys.path[0] = str(ROOT)
+elif str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))

@@ -1,0 +1,217 @@
+"""From a command line to a plan and a script, without Slurm: nothing is asked, and nothing written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mask_former.errors import InputError
+from slurm import cluster, launch, plan, restarts
+from slurm.cluster import Node, Partition, parse_minutes
+from slurm.plan import Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+PISR = str(ROOT / "configs/ade20k/maskformer_r50_pisr.yaml")
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ask", lambda *command: None)
+    monkeypatch.delenv(cluster.PROFILE_VARIABLE, raising=False)
+
+
+def planned(*arguments: str) -> Plan:
+    made = launch.plan_of(launch.parser().parse_args(arguments))
+    assert made is not None
+    return made
+
+
+def with_partition(monkeypatch: pytest.MonkeyPatch, *nodes: Node, minutes: int | None = None) -> None:
+    facts = Partition("main", minutes, nodes)
+    monkeypatch.setattr(plan, "partition_facts", lambda name: facts)
+
+
+def test_the_command_of_the_readme_asks_for_one_job_of_four_gpus_on_one_node(tmp_path: Path) -> None:
+    made = planned("--config", PISR, "--gpus", "4", "--run-dir", str(tmp_path / "run"))
+    lines = made.sbatch_script().splitlines()
+    flags = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH")}
+    assert flags == {
+        "job-name=maskformer_r50_pisr",
+        "nodes=1",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "cpus-per-task=8",
+        "signal=USR2@90",
+        "requeue",
+        "open-mode=append",
+        f"output={tmp_path}/run/slurm/%j_0_log.out",
+    }
+    (srun,) = [line for line in lines if line.startswith("srun ")]
+    assert "--kill-on-bad-exit=1" in srun and "--wait=120" in srun and "--cpus-per-task=8" in srun
+    assert lines[lines.index("# command") - 2] == f"cd {made.code}"  # whatever the set-up lines did
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_needs_neither_slurm_nor_data(tmp_path: Path) -> None:
+    """A process of its own, from another folder, in which no Slurm program can be found."""
+    command = [sys.executable, str(ROOT / "slurm/launch.py"), "--config", PISR, "--gpus", "4", "--dry-run"]
+    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path), "DETECTRON2_DATASETS": "nowhere"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --gpus-per-node=4" in done.stdout and "720000 iterations" in done.stdout
+    assert f"export DETECTRON2_DATASETS={tmp_path}/nowhere" in done.stdout
+    assert not list(tmp_path.iterdir())
+    done = subprocess.run(
+        command[:-1], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "by --executor local" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nodes", "processes"),
+    [
+        (("--gpus", "1"), 1, 1),
+        (("--gpus", "8", "--nodes", "2"), 2, 4),
+        (("--gpus", "0"), 1, 1),
+        (("--gpus", "0", "--tasks", "4", "--nodes", "2"), 2, 2),
+        (("--gpus", "0", "--nodes", "2"), 2, 1),
+    ],
+)
+def test_processes_are_split_over_nodes(
+    tmp_path: Path, arguments: tuple[str, ...], nodes: int, processes: int
+) -> None:
+    made = planned("--config", PISR, "--run-dir", str(tmp_path), *arguments)
+    assert (made.nodes, made.tasks_per_node) == (nodes, processes)
+    assert ("--gpus-per-node" in made.sbatch_script()) == (made.gpus > 0)
+
+
+def test_a_profile_and_flags_meet_in_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag comes before the profile; the set-up lines before everything else."""
+    profile = tmp_path / "site.yaml"
+    profile.write_text(
+        "partition: gpu\naccount: a b\ngpus_per_node: 4\ncpus_per_task: 5\nmem: 64G\ntime: 1-0\n"
+        "python: singularity exec image.sif python\nsetup: [module load cuda]\n"
+        "env: {NCCL_SOCKET_IFNAME: ib0}\npass_env: [KEY, ABSENT]\n"
+        "slurm: {licenses: 'x:1', oversubscribe: ''}\n"
+    )
+    monkeypatch.setenv(cluster.PROFILE_VARIABLE, str(profile))
+    monkeypatch.setenv("KEY", "a'b")
+    text = planned(
+        "--config",
+        PISR,
+        "--gpus",
+        "8",
+        "--run-dir",
+        str(tmp_path / "r"),
+        "--account",
+        "mine",
+        "--slurm",
+        "nice=5",
+    ).sbatch_script()
+    for line in (
+        "partition=gpu",
+        "account=mine",
+        "nodes=2",
+        "gpus-per-node=4",
+        "cpus-per-task=5",
+        "mem=64G",
+        "time=1440",
+        "licenses=x:1",
+        "oversubscribe",
+        "nice=5",
+    ):
+        assert f"#SBATCH --{line}\n" in text
+    setup = text[text.index("# setup") :].splitlines()[1:5]
+    assert setup[:2] == ["module load cuda", "export KEY='a'\"'\"'b'"]
+    assert "export NCCL_SOCKET_IFNAME=ib0" in text and "ABSENT" not in text
+    assert re.search(r"--cpus-per-task=5 singularity exec image.sif python -u -m submitit", text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("partitoin: gpu", "unknown key partitoin; valid are: partition, account"),
+        ("gpus_per_node: four", "must be a whole number above 0"),
+        ("gpus_per_node: true", "must be a whole number above 0"),
+        ("setup: module load cuda", "must be a list of texts"),
+        ("mem: 64", "must be a text"),
+        ("- a", "site.yaml"),
+    ],
+)
+def test_a_bad_profile_is_told_in_one_line(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text(content)
+    with pytest.raises(InputError) as error:
+        cluster.load_profile(str(path))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_example_profile_is_one() -> None:
+    example = cluster.load_profile("example")
+    assert example.gpus_per_node == 4 and example.slurm == {"reservation": "my_reservation"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give either --config FILE or --sweep FILES"),
+        (("--config", PISR, "--sweep", PISR), "give either --config FILE or --sweep FILES"),
+        (("--config", PISR, "--seeds", "1"), "--seeds goes with --sweep"),
+        (("--config", PISR, "--gpus", "4", "--tasks", "2"), "--tasks is for training on the CPU"),
+        (("--config", PISR, "--gpus", "3", "--nodes", "2"), "--gpus 3 cannot be split over 2 nodes"),
+        (("--config", PISR, "--gpus", "5"), "IMS_PER_BATCH 16 cannot be dealt to 5 processes"),
+        (("--config", PISR, "--slurm", "signal=USR1"), "signal is the launcher's"),
+        (("--config", PISR, "--run-dir", "a%j"), "Slurm cannot write logs below a path with %"),
+        (("--config", PISR, "--", "OUTPUT_DIR", "x"), "set it by --run-dir"),
+        (("--config", PISR, "--time", "soon"), "--time soon: not a time"),
+        (("--sweep", PISR, PISR), "two configs are called maskformer_r50_pisr"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(arguments: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        planned(*arguments)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("30", 30), ("90:30", 91), ("2:00:00", 120), ("1-0", 1440), ("1-12:30", 2190), ("0:0:1", 1)],
+)
+def test_times_are_read_as_sbatch_does(text: str, minutes: int) -> None:
+    assert parse_minutes(text) == minutes
+
+
+def test_restarts_follow_from_time_limit_and_speed(tmp_path: Path) -> None:
+    """720,000 iterations of 0.5 s are 100 h; a day leaves 24 h - 3 min - 90 s: five starts, four restarts."""
+    base = ("--config", PISR, "--gpus", "4", "--run-dir", str(tmp_path / "run"), "--time", "1-0")
+    made = planned(*base, "--seconds-per-iteration", "0.5")
+    assert made.restarts.needed == 4 and made.max_restarts == 4 + restarts.SPARE
+    assert not any("too few" in warning for warning in made.warnings)
+    few = planned(*base, "--seconds-per-iteration", "0.5", "--max-restarts", "3")
+    assert "--max-restarts 3 is too few" in few.warnings[0]
+    assert planned(*base).restarts.needed == 8  # 200 h at the assumed second
+
+
+def test_the_speed_is_that_of_this_run_or_of_one_like_it(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "launch.json").write_text(f'{{"config": "{PISR}", "gpus": 4}}')
+    (other / "metrics.json").write_text('{"time": 9}\n{"time": 0.25}\n{"time": 0.25}\n{"time": 0.')
+    assert restarts.measured_speed(tmp_path / "run", PISR, 4) == (0.25, "measured in other")
+    assert restarts.measured_speed(tmp_path / "run", PISR, 8) == (None, "")
+    assert restarts.measured_speed(other, "", 0) == (0.25, "measured in this run")
+
+
+def test_the_cluster_limits_gpus_and_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = ("--config", PISR, "--run-dir", str(tmp_path))
+    with_partition(monkeypatch, Node(cpus=16, gpus=4), Node(cpus=16, gpus=4), minutes=60)
+    assert planned(*base, "--gpus", "4").parameters["cpus_per_task"] == 4
+    assert planned(*base, "--gpus", "1").parameters["cpus_per_task"] == 8
+    assert planned(*base, "--gpus", "1").limit_minutes == 60
+    with pytest.raises(InputError, match="those of partition main have 4; try --nodes 2"):
+        planned(*base, "--gpus", "8")
+    with_partition(monkeypatch, Node(cpus=16, gpus=0))
+    with pytest.raises(InputError, match="has no GPUs"):
+        planned(*base)

@@ -1,0 +1,105 @@
+"""Processes of a job that find each other, or say who is missing and where. Real processes, without Slurm."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mask_former.errors import InputError
+from slurm.rendezvous import Place, join, port_of
+
+ROOT = Path(__file__).resolve().parent.parent
+# Imports once, then forks a process for each [rank, size, job, patience, way], which reports to a file.
+JOIN = """
+import json, os, sys
+from datetime import timedelta
+from detectron2.utils import comm
+from mask_former.errors import run_cli
+from slurm import rendezvous
+
+def process(folder, rank, size, job, patience, way):
+    file = os.open(f"{folder}/{job} {rank}", os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    if way == "leaves":  # after the roll call, before the sum
+        rendezvous.dist.init_process_group = lambda *given, **named: os._exit(9)
+    place = rendezvous.Place(rank, size, rank, size, ("localhost",), job, 0, "local")
+    def main():
+        rendezvous.join(place, "gloo", patience)
+        print(comm.get_rank(), comm.get_local_size(), flush=True)
+        rendezvous.dist.destroy_process_group()
+    return run_cli(main)
+
+children = []
+for case in json.loads(sys.argv[2]):
+    child = os.fork()
+    if not child:
+        os._exit(process(sys.argv[1], *case))
+    children.append(child)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
+"""
+Case = tuple[int, int, str, float, str]
+
+
+def join_all(folder: Path, cases: list[Case]) -> list[tuple[int, str]]:
+    """Exit code and last line of each process."""
+    done = subprocess.run(
+        [sys.executable, "-c", JOIN, str(folder), json.dumps(cases)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    codes = json.loads(done.stdout.splitlines()[-1])
+    said = [(folder / f"{job} {rank}").read_text().strip().splitlines() for rank, _, job, _, _ in cases]
+    return [(code, lines[-1] if lines else "") for code, lines in zip(codes, said, strict=True)]
+
+
+def place(**changes: object) -> Place:
+    fields = {
+        "rank": 0,
+        "size": 4,
+        "local_rank": 0,
+        "local_size": 2,
+        "hosts": ("a", "b"),
+        "job": "7",
+        "restart": 0,
+        "cluster": "slurm",
+    }
+    return Place(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_ports_belong_to_a_copy_of_a_job() -> None:
+    ports = {port_of(place(job=str(job), restart=restart)) for job in range(50) for restart in range(2)}
+    assert len(ports) > 95 and all(20000 <= port < 60000 for port in ports)
+    assert port_of(place(rank=3)) == port_of(place())  # the same in every process
+
+
+def test_a_rank_runs_on_the_host_that_slurm_gives_it() -> None:
+    assert [place().host_of(rank) for rank in range(4)] == ["a", "a", "b", "b"]
+
+
+def test_one_process_needs_nobody() -> None:
+    join(place(size=1), "gloo", 0.0)
+
+
+def test_all_find_each_other_or_name_who_is_missing(tmp_path: Path) -> None:
+    """Three jobs at a time: all come; rank 1 does not come; rank 1 leaves before the sum."""
+    whole: list[Case] = [(rank, 3, "whole", 30.0, "") for rank in range(3)]
+    lacking: list[Case] = [(rank, 3, "lacking", 4.0, "") for rank in (0, 2)]
+    leaving: list[Case] = [(0, 2, "leaving", 4.0, ""), (1, 2, "leaving", 4.0, "leaves")]
+    said = join_all(tmp_path, whole + lacking + leaving)
+    assert said[:3] == [(0, "0 3"), (0, "1 3"), (0, "2 3")]
+    for code, line in said[3:5]:
+        assert code == 2 and line.startswith("error: after 4 s rank 1 on host localhost did not come"), line
+    (code, line), left = said[5:]
+    assert left == (9, "") and code == 2
+    assert "the first all-reduce by gloo failed" in line and "rank 1 on host localhost is missing" in line
+
+
+def test_without_the_first_process_the_others_say_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = place(rank=1, size=2, hosts=("localhost",), job="nobody comes")
+    with pytest.raises(InputError, match="cannot reach rank 0 on localhost, port"):
+        join(alone, "gloo", 1.0)

@@ -1,0 +1,178 @@
+"""How a process of a job leaves: who requeues, and when; whose trace is written. Without Slurm."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from mask_former.errors import InputError
+from mask_former.training.stopping import StopRequest
+from slurm import task as task_module
+from slurm.rendezvous import Place
+from slurm.task import TrainingTask
+from slurm.traces import Traces
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def task(run_dir: str = "runs/x", **changes: Any) -> TrainingTask:
+    fields = {
+        "config": "c.yaml",
+        "overrides": (),
+        "flags": (),
+        "working_directory": "/",
+        "gpus": 2,
+        "max_restarts": 2,
+        "token": "abc",
+        "patience": 1.0,
+    }
+    return TrainingTask(run_dir=run_dir, **{**fields, **changes})
+
+
+def place(rank: int = 0, restart: int = 0, cluster: str = "slurm") -> Place:
+    return Place(rank, 2, rank, 2, ("node1",), "7", restart, cluster)
+
+
+def test_the_task_survives_pickling_and_comes_back_as_itself() -> None:
+    """submitit looks for one of two names on what it has pickled."""
+    copy = pickle.loads(cloudpickle.dumps(task()))
+    assert copy == task()
+    assert copy.checkpoint().function == copy.__submitit_checkpoint__().function == copy
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What Slurm says of the job's state; "requeued" collects the jobs that were requeued."""
+    says: dict[str, Any] = {"state": "RUNNING", "requeued": []}
+    monkeypatch.setattr("slurm.cluster.job_state", lambda job: says["state"])
+    monkeypatch.setattr(task_module, "_requeue", says["requeued"].append)
+    return says
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "state", "code", "requeued"),
+    [
+        (place(), signal.SIGUSR2, "RUNNING", 0, True),
+        (place(), signal.SIGUSR2, None, 0, True),  # Slurm does not answer, but it has warned
+        (place(), signal.SIGUSR2, "PENDING", 0, False),  # requeued by someone else already
+        (place(), signal.SIGTERM, "RUNNING", 0, True),  # preempted, with time left
+        (place(), signal.SIGTERM, "CANCELLED", 0, False),
+        (place(), signal.SIGTERM, None, 0, False),
+        (place(), None, "RUNNING", 0, True),  # another process was signalled
+        (place(rank=1), signal.SIGUSR2, "RUNNING", 0, False),
+        (place(restart=1), signal.SIGUSR2, "RUNNING", 0, True),
+        (place(cluster="local"), signal.SIGUSR2, None, 144, False),
+        (place(cluster="local"), signal.SIGTERM, None, 0, False),
+    ],
+)
+def test_the_first_process_requeues_a_job_that_runs_on(
+    slurm: dict[str, Any], where: Place, number: signal.Signals | None, state: str, code: int, requeued: bool
+) -> None:
+    slurm["state"], stop = state, StopRequest()
+    if number:
+        stop.receive(number)
+    with pytest.raises(SystemExit) as left:
+        task()._come_back(where, stop, "stopped", [])
+    assert left.value.code == code
+    assert slurm["requeued"] == (["7"] if requeued else [])
+
+
+def test_restarts_are_bounded_and_a_failure_is_no_reason_for_one(slurm: dict[str, Any]) -> None:
+    stop = StopRequest()
+    stop.receive(signal.SIGUSR2)
+    with pytest.raises(
+        InputError, match="restart 2 was the last of --max-restarts 2; to go on, submit again"
+    ):
+        task()._come_back(place(restart=2), stop, "stopped", [])
+    with pytest.raises(RuntimeError, match="rank 1 failed: the job is not requeued"):
+        task()._come_back(place(), stop, "stopped", [1])
+    assert slurm["requeued"] == []
+
+
+def test_a_refused_requeue_is_tried_again_and_then_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho "busy now" >&2\nexit 1\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(task_module.time, "sleep", lambda seconds: None)
+    with pytest.raises(RuntimeError, match="scontrol requeue 7 failed: busy now; do it by hand"):
+        task_module._requeue("7")
+    assert (tmp_path / "calls").read_text() == "requeue 7\n" * 3
+
+
+def test_a_folder_that_is_not_shared_or_was_taken_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rank 1 on node1 does not see .*launch.json .*that all nodes share"):
+        task(str(tmp_path))._check_folder(place(rank=1))
+    (tmp_path / "launch.json").write_text(json.dumps({"token": "other"}))
+    with pytest.raises(InputError, match="was submitted again since"):
+        task(str(tmp_path))._check_folder(place())
+    (tmp_path / "launch.json").write_text(json.dumps({"token": "abc"}))
+    task(str(tmp_path))._check_folder(place())
+
+
+def test_gpus_that_torch_does_not_see_are_no_reason_to_train_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = str(ROOT / "configs/toy/maskformer_tiny.yaml")
+    with pytest.raises(InputError, match="the job has 2 GPUs, but torch sees none"):
+        task()._backend(config, [])
+    assert task(gpus=0)._backend(config, []) == "gloo"
+    assert task()._backend(config, ["MODEL.DEVICE", "cpu"]) == "gloo"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert task()._backend(config, []) == "nccl"
+
+
+def test_a_trace_tells_rank_host_and_error(tmp_path: Path) -> None:
+    mine, other = Traces(tmp_path, place()), Traces(tmp_path, place(rank=1))
+    assert mine.failed_peers() == []
+    try:
+        raise ValueError("here")
+    except ValueError as error:
+        other.write(error)
+    text = (tmp_path / "traces/7/rank_1_restart_0.txt").read_text()
+    assert text.startswith("rank 1 of 2 on ") and text.endswith("ValueError: here\n")
+    assert mine.failed_peers() == [1] and other.failed_peers() == []
+    assert Traces(tmp_path, place(restart=1)).failed_peers() == []  # of the start before
+
+
+# Hangs where no Python handler runs, as in an exchange with a process that is gone.
+HANGS = """
+import ctypes, signal, sys
+from pathlib import Path
+from slurm.rendezvous import Place
+from slurm.traces import Traces
+signal.signal(signal.SIGTERM, lambda *_: print("never"))
+Traces(Path(sys.argv[1]), Place(0, 2, 0, 2, ("node1",), "7", 0, "slurm")).watch()
+print("hangs", flush=True)
+def in_an_exchange():
+    while True:
+        ctypes.CDLL(None).sleep(1000)
+in_an_exchange()
+"""
+
+
+def test_sigterm_ends_a_hanging_process_if_a_peer_failed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGS, str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and process.stdout.readline() == "hangs\n"
+        Traces(tmp_path, place(rank=1)).write(ValueError("first"))
+        signalled = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 1 and time.monotonic() - signalled < 8
+        text = (tmp_path / "traces/7/rank_0_restart_0.txt").read_text()
+        assert "ended because rank 1 failed; it was here" in text and "in in_an_exchange" in text
+    finally:
+        process.kill()
+        process.communicate()
