@@ -144,10 +144,11 @@ def place_labels(index: np.ndarray, texts: Sequence[str]) -> list[Label]:
                 spots.append((radius, number, window, mask))
     placed: list[Label] = []
     for _, number, window, mask in sorted(spots, key=lambda spot: spot[:2]):
-        size = _box_size(texts[number], font)
+        text = _shortened(texts[number], font, width)
+        size = _box_size(text, font)
         if size[0] > width or size[1] > height:
             continue
-        label = _free_label(number, texts[number], size, window, mask, placed, index.shape)
+        label = _free_label(number, text, size, window, mask, placed, index.shape)
         if label is not None:
             placed.append(label)
     return placed
@@ -228,6 +229,20 @@ def _box_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
     ascent, descent = font.getmetrics()
     across, down = _padding(font)
     return round(font.getlength(text)) + 2 * across, ascent + descent + 2 * down
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, or as much of it with "…" as a label of this width holds; at least a character."""
+    if _box_size(text, font)[0] <= width:
+        return text
+    fits, too_long = 1, len(text)
+    while too_long - fits > 1:
+        middle = (fits + too_long) // 2
+        if _box_size(f"{text[:middle].rstrip()}…", font)[0] <= width:
+            fits = middle
+        else:
+            too_long = middle
+    return f"{text[:fits].rstrip()}…"
 
 
 def _draw_labels(picture: np.ndarray, labels: Sequence[Label], shades: Sequence[Color]) -> np.ndarray:

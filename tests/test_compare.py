@@ -2,26 +2,44 @@
 
 import errno
 import json
+import os
 from unittest import mock
 
+import numpy as np
 import panopticapi.evaluation as panopticapi
 import pytest
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from mask_former.data.catalog import dataset_ids, thing_ids
 from mask_former.data.id_map import write_id_map
 from mask_former.errors import InputError, run_cli
+from pisr_maskformer.visualization.page import Table, signed
 from tests.comparison_data import (
     NAME,
+    Saved,
     compared_scenes,
     page_data,
     predictions,
     records_of,
     run,
     save_predictions,
+    write_photo,
 )
-from tests.evaluation_data import CAT, DOG, ROAD, SCENES, SKY, metadata, write_dataset
+from tests.evaluation_data import (
+    CAT,
+    DOG,
+    ROAD,
+    SCENES,
+    SKY,
+    metadata,
+    register,
+    segments,
+    unregister,
+    write_dataset,
+)
 from tools.compare import main
+from tools.comparison.report import markdown
 
 
 @pytest.fixture
@@ -72,7 +90,7 @@ def test_delta_says_what_it_is_the_sum_of(world):
     table = (world / "out/metrics.md").read_text()
     assert "Δ = sum of the gains in PQ + mIoU; 2 images." in table
     assert "mIoU is that of the panoptic maps" in table and "No AP" in table
-    assert f"| Δ | – | – | {sum(gains):.1f} |" in table
+    assert f"| Δ | – | – | {signed(sum(gains))} |" in table
 
 
 def test_miou_counts_pixels_without_a_prediction_as_wrong(world):
@@ -153,8 +171,83 @@ def test_a_full_disk_is_one_line_and_the_comparison_goes_on_later(world, capfd):
 
 def test_another_comparison_in_the_same_folder_is_refused(world):
     run(world)
-    with pytest.raises(InputError, match="holds a comparison of other models, images or settings"):
+    with pytest.raises(InputError, match="holds a comparison of other models, images, labels"):
         run(world, "--first", "1")
+
+
+@pytest.mark.parametrize("changed", ["1_panoptic.png", "side_1/photo.jpg", "truth.json"])
+def test_old_scores_are_not_mixed_with_new_labels_or_images(world, changed):
+    (world / "truth.json").write_text("{}")
+    MetadataCatalog.get(NAME).set(panoptic_json=str(world / "truth.json"))
+    run(world, "--first", 2)
+    os.utime(world / changed, ns=(1, 1))
+    with pytest.raises(InputError, match="files that changed since"):
+        run(world, "--first", 2)
+
+
+def test_a_prediction_is_found_by_its_path_where_names_and_ids_are_numbers(tmp_path):
+    """Photos in the order 1, 10, 2 have ids 1, 2, 3 in the data set; predict.py calls them 1, 10 and 2."""
+    whole = np.ones((6, 10), np.int32)
+    classes = {"1": SKY, "10": ROAD, "2": CAT}
+    records, saved = [], []
+    for number, (stem, category) in enumerate(classes.items(), start=1):
+        photo = write_photo(tmp_path / f"photos/{stem}.jpg", 6, 10)
+        write_id_map(tmp_path / f"{stem}.png", whole)
+        record = {"file_name": str(photo), "image_id": number, "height": 6, "width": 10}
+        record |= {"pan_seg_file_name": str(tmp_path / f"{stem}.png")}
+        records.append({**record, "segments_info": segments(_1=category)})
+        saved.append(Saved(stem, photo, whole, {1: category}))
+    register("tests_numbers", records)
+    for side in ("baseline", "pisr"):
+        save_predictions(tmp_path / side, metadata(), saved)
+    try:
+        assert run(tmp_path, given="tests_numbers") == 0
+        # an id alone, of a file of another name, is no match either
+        save_predictions(tmp_path / "pisr", metadata(), saved[:1] + saved[2:])
+        assert run(tmp_path, given="tests_numbers", output="fewer") == 1
+    finally:
+        unregister("tests_numbers")
+    assert [record["pq"]["pisr"] for record in records_of(tmp_path / "out")] == [100, 100, 100]
+    assert [record["name"] for record in records_of(tmp_path / "fewer")] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "name", ["images.jsonl", "comparison.json", "instances.jsonl", "index.html", "metrics.md", "gains.jpg"]
+)
+def test_a_folder_in_the_place_of_a_result_is_one_line(world, capfd, name):
+    (world / "out" / name).mkdir(parents=True)
+    assert run_cli(lambda: run(world)) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and f"{name}: it is a folder" in errors[0]
+
+
+def test_a_file_in_the_place_of_the_pictures_is_one_line(world, capfd):
+    (world / "out").mkdir()
+    (world / "out/images").write_text("")
+    assert run_cli(lambda: run(world)) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "out/images" in errors[0]
+    assert not (world / "out/comparison.json").exists()
+
+
+def test_gains_by_class_of_every_metric_have_signs(world):
+    run(world)
+    lines = (world / "out/metrics.md").read_text().splitlines()
+    assert "| class | PQ baseline | PQ PISR | gain in PQ | IoU baseline | IoU PISR | gain in IoU |" in lines
+    assert "| road | 0.0 | 100.0 | +100.0 | 0.0 | 100.0 | +100.0 |" in lines
+    columns = [line.split("|") for line in lines if line.startswith(("| sky |", "| cat |", "| dog |"))]
+    assert len(columns) == 3 and all(row[i][1] in "+−±" for row in columns for i in (4, 7))
+
+
+def test_a_gain_that_rounds_to_nothing_has_no_minus():
+    table = Table(["", "a", "gain"], [["PQ", -1.0, -0.04], ["SQ", 1.0, -2.0]], gains=True)
+    assert markdown(table).splitlines()[2:] == ["| PQ | -1.0 | ±0.0 |", "| SQ | 1.0 | −2.0 |"]
+
+
+def test_the_configuration_that_registers_the_data_honours_opts(world):
+    with mock.patch("tools.compare.project_config") as project_config:
+        run(world, "--config-file", "c.yaml", "--opts", "SEED", "1")
+    project_config.assert_called_once_with("c.yaml", ["SEED", "1"])
 
 
 def test_images_that_cannot_be_compared_are_named_and_the_rest_go_on(world, capfd):
@@ -188,5 +281,13 @@ def test_sides_of_other_classes_are_refused(world):
     content = json.loads((world / "pisr/panoptic.json").read_text())
     content["categories"][0]["name"] = "ceiling"
     (world / "pisr/panoptic.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="do not have the same classes"):
+    with pytest.raises(InputError, match=r"the same classes: class 0 is 'sky' in the one, 'ceiling' in"):
+        run(world)
+
+
+def test_sides_that_count_other_classes_as_things_are_refused(world):
+    content = json.loads((world / "pisr/panoptic.json").read_text())
+    content["categories"][2]["isthing"] = 0
+    (world / "pisr/panoptic.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"class 2 \(cat\) is a thing in the one, stuff in the other"):
         run(world)

@@ -89,16 +89,38 @@ def test_a_known_segment_has_its_colour_and_a_thing_one_shade_everywhere():
     big = PanopticMap(
         cv2.resize(truth.ids.astype(np.float32), (100, 60), interpolation=0).astype(int), truth.segments
     )
-    drawn = Painter(rgb, big, classes)(big, (60, 100))
+    drawn = Painter(rgb, {"truth": big}, classes)("truth", (60, 100))
     sky = np.array(classes.stuff_colors[SKY])
     assert drawn[20, 97].tolist() == pytest.approx((sky / 2 + 50).tolist(), abs=1)
 
     two = PanopticMap(halves(4, 4), [{"id": 1, "category_id": CAT}, {"id": 2, "category_id": CAT}])
     swapped = PanopticMap(two.ids, two.segments[::-1])
-    assert shade_numbers(two, two) == [0, 1]
-    assert shade_numbers(two, swapped) == [1, 0], "the order of the list does not matter"
+    assert shade_numbers([two, two]) == [[0, 1], [0, 1]]
+    assert shade_numbers([two, swapped]) == [[0, 1], [1, 0]], "the order of the list does not matter"
     another = PanopticMap(np.full((4, 4), 9), [{"id": 9, "category_id": DOG}])
-    assert shade_numbers(two, another) == [0]
+    assert shade_numbers([two, another]) == [[0, 1], [0]]
+
+
+def test_what_only_the_predictions_have_has_one_shade_in_both():
+    cats = [{"id": 1, "category_id": CAT}, {"id": 2, "category_id": CAT}]
+    truth_ids, both = np.zeros((4, 4), np.int32), halves(4, 4)
+    truth_ids[:2] = 1
+    truth = PanopticMap(truth_ids, cats[:1])
+    assert shade_numbers([truth, PanopticMap(both, cats), PanopticMap(both, cats[::-1])]) == [
+        [0],
+        [0, 1],
+        [1, 0],
+    ]
+    # nothing of the truth is there: the second map's cats are told apart from the first's, except a partner
+    lower = np.where(both == 2, 2, 0)
+    upper_and_lower = PanopticMap(3 - both, cats)
+    nowhere = PanopticMap(np.zeros_like(both), [])
+    assert shade_numbers([nowhere, PanopticMap(lower, cats[1:]), upper_and_lower]) == [[], [0], [0, 1]]
+    # a cat whose place in the truth another one has is no partner of that one's cat in the baseline
+    third = np.array([[1, 1, 1, 3]] * 4)
+    three = PanopticMap(third, [cats[0], {"id": 3, "category_id": CAT}])
+    one = PanopticMap(np.ones((4, 4), np.int32), cats[:1])
+    assert shade_numbers([one, one, three]) == [[0], [0], [0, 1]]
 
 
 def test_shades_can_be_chosen():

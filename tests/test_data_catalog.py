@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -40,6 +41,13 @@ def test_colours_are_distinct_and_do_not_depend_on_the_count():
     assert len({tuple(color) for color in colors}) == 1000
     assert all(0 <= value <= 255 for color in colors for value in color)
     assert class_colors(150) == colors[:150]
+
+
+@pytest.mark.parametrize("count", [133, 150])
+def test_no_two_colours_of_a_large_data_set_are_nearly_equal(count):
+    colors = np.array(class_colors(count))
+    distances = np.abs(colors[:, None] - colors).sum(axis=2)
+    assert distances[~np.eye(count, dtype=bool)].min() >= 12
 
 
 def test_ids_of_detectron2s_own_data_sets():

@@ -89,11 +89,15 @@ def test_a_label_makes_way_for_one_with_less_room():
     assert not overlapping(large.box, small.box)
 
 
-def test_segments_too_small_or_texts_too_long_get_no_label():
+def test_segments_too_small_get_no_label_and_texts_too_long_are_shortened():
     index = np.zeros((100, 100), np.int32)
     index[50, 50] = 1
     assert [label.segment for label in place_labels(index, ["sky", "cat"])] == [0]
-    assert place_labels(index, ["s" * 200, "cat"]) == []
+    (short,) = place_labels(index, ["s" * 200, "cat"])
+    assert short.text[0] == "s" and short.text[-1] == "…" and 5 < len(short.text) < 40
+    assert 0 <= short.box[0] < short.box[2] <= 100, "as much as there is room for"
+    assert short.box[2] - short.box[0] > 85
+    assert place_labels(np.zeros((100, 8), np.int32), ["s" * 200]) == [], "no room for a letter"
 
 
 @pytest.mark.parametrize("text", ["猫 и кошка", "🐈", "a\nb", "", "\ud800", "قطة"])

@@ -13,7 +13,7 @@ from tests.chromium import chromium, require_chromium
 pytestmark = pytest.mark.browser
 
 COUNT, PER_PAGE = 2000, 60
-NASTY = "</script><img src=x onerror=\"document.title='owned'\"> 'é' 雪 \udc80"
+NASTY = "</script><img src=x onerror=\"document.title='owned'\"> 'é' 雪 \udc80" + " and so on" * 60
 CLASSES = ["sky", 'cat & "dog" <b>', "road"]
 SCHEMES = {"light": False, "dark": True}
 
@@ -207,3 +207,14 @@ def test_nothing_sticks_out_and_colours_follow_the_scheme(tab, tmp_path, width, 
         assert picture.width == width and np.asarray(picture).std() > 5
     tab.run("document.querySelector('#gallery .look').click()")
     assert tab.run("document.getElementById('viewer').scrollWidth") <= width
+
+
+def test_long_names_take_little_room(tab):
+    tab.run("document.getElementById('class').append(new Option('class '.repeat(60), '9'))")
+    assert tab.run("document.getElementById('class').getBoundingClientRect().width") <= 352 + 1
+    tab.run("document.querySelector('#gallery .look').click()")
+    name = "document.getElementById('viewer-name')"
+    line = float(tab.run(f"getComputedStyle({name}).lineHeight").removesuffix("px"))
+    assert tab.run(f"{name}.scrollHeight") > 3 * line, "more lines than are shown"
+    assert tab.run(f"{name}.getBoundingClientRect().height") == pytest.approx(2 * line, abs=2)
+    assert tab.run(f"{name}.title") == NASTY, "the whole name"

@@ -53,3 +53,10 @@ def test_centres_of_other_classes_are_masked_and_a_lone_one_keeps_its_height():
     np.testing.assert_allclose(shown.max(), 0.6, rtol=1e-4)
     assert shown[15, 45] == 0
     assert 0 < shown[15, 18] < 0.4, "a Gaussian around it"
+
+
+def test_a_faint_tail_does_not_move_a_centre_and_an_unsure_query_has_none():
+    peak = np.full((20, 60), 0.05, np.float32)
+    peak[3:6, 4:7] = 0.9
+    points = center_map(np.stack([peak, np.full_like(peak, 0.4)]), np.array([0.7, 0.9]))
+    assert np.argwhere(points).tolist() == [[4, 5]]

@@ -1,20 +1,26 @@
 """tools/visualize.py: the numbers in its files are the model's, and its refusals are one line."""
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data.catalog import Metadata
 from PIL import Image
 
+from mask_former.data.catalog import panoptic_metadata
 from mask_former.errors import run_cli
 from mask_former.prediction import Predictor
 from pisr_maskformer.hosts.maskformer import recorded_internals
+from pisr_maskformer.visualization.observation import Observation, Stage
 from tests.comparison_data import write_photo
 from tests.toy_models import OPTS, PISR_CONFIG, toy_models, weights_of
 from tests.toy_run import CONFIG
 from tools.project import project_config
-from tools.visualize import main
+from tools.views import heatmaps
+from tools.views.look import Look
+from tools.visualize import HELP, main
 
 CLASSES = 12
 THRESHOLD = ("--threshold", "0.0")  # an untrained model is sure of nothing
@@ -170,3 +176,81 @@ def test_a_bad_picture_is_named_and_the_others_go_on(toy, tmp_path, capfd):
     errors = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
     assert errors[0].count("bad.jpg") == 1 and "1 of 2 pictures failed" in errors[1]
     assert [path.name for path in Path(tmp_path / "out").glob("*.png")] == ["good_semantic-heatmap.png"]
+
+
+def test_a_model_that_diverged_is_a_line_a_picture(toy, tmp_path, capfd):
+    state = torch.load(weights_of(toy, PISR_CONFIG))["model"]
+    weights = tmp_path / "diverged.pth"
+    torch.save({"model": {key: torch.full_like(value, torch.nan) for key, value in state.items()}}, weights)
+    given = ["--config-file", PISR_CONFIG, "--weights", weights, "--input", toy / "photos"]
+    for command in ("centers", "weights"):
+        arguments = [command, *given, "--output", tmp_path / "out", "--opts", *OPTS]
+        assert run_cli(lambda arguments=arguments: main([str(a) for a in arguments])) == 1
+        first, last = [line for line in capfd.readouterr().err.splitlines() if "error:" in line]
+        told = (
+            f"landscape.png: the model {weights} gives values that are not finite; did its training diverge?"
+        )
+        assert first.endswith(told) and "1 of 1 pictures failed" in last
+
+
+def test_a_centre_is_not_pulled_away_by_a_faint_tail_or_the_padding():
+    masks = np.full((2, 20, 40), 0.05, np.float32)
+    masks[0, 3:6, 4:7] = 0.95  # centre at (4, 5); the second query is sure of nothing
+    masks[:, :, 32:] = 1  # the padding
+    stage = Stage(np.array([[0.8, 0.1], [0.7, 0.1]], np.float32), masks)
+    observation = Observation({}, stage, stage, {}, padded=(80, 160), resized=(80, 128), size=(80, 128))
+    classes = Metadata(**panoptic_metadata([{"id": i, "name": n, "isthing": 1} for i, n in enumerate("ab")]))
+    look = Look(np.zeros((80, 128, 3), np.uint8), observation, classes)
+    titles = []
+
+    def row(pictures, given):
+        titles.append(given)
+        return pictures[0]
+
+    with (
+        mock.patch.object(Look, "prediction", Look.picture),
+        mock.patch("tools.views.heatmaps.panels.row", row),
+    ):
+        found = {name: heatmaps.centers(look, name).arrays["centers_after"] for name in "ab"}
+    assert found["a"].shape == (20, 32)
+    assert np.unravel_index(found["a"].argmax(), found["a"].shape) == (4, 5)
+    np.testing.assert_allclose(found["a"].max(), 0.8, rtol=1e-4)
+    assert found["a"][:, 12:].max() == 0, "no other centre"
+    assert found["b"].max() == 0
+    assert titles[0][-1] == "“a” and centres after PISR"
+    assert titles[1][-1] == "“b” after PISR: no centre falls on it"
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "message"),
+    [
+        ("encodings", ["--seed", "-1"], "--seed must be from 0 to 4294967295"),
+        ("encodings", ["--seed", str(2**32)], "--seed must be"),
+        ("instance-heatmap", ["--most", "0"], "--most must be at least 1"),
+        ("weights", ["--threshold", "1.5"], "--threshold must be from 0 to 1"),
+        ("weights", ["--threshold", "nan"], "--threshold must be from 0 to 1"),
+    ],
+)
+def test_values_out_of_range(capsys, command, more, message):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--config-file", "c", "--weights", "w", "--input", "i", "--output", "o", *more])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "name"), [("weights", "a_weights.npz"), ("encodings", "encodings.png")])
+def test_a_folder_in_the_place_of_a_result_is_one_line(tmp_path, capfd, command, name):
+    write_photo(tmp_path / "a.png", 8, 8)
+    (tmp_path / "out" / name).mkdir(parents=True)
+    given = ["--config-file", "none", "--weights", "none", "--input", tmp_path, "--output", tmp_path / "out"]
+    assert run_cli(lambda: main([command, *map(str, given)])) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and f"{name}: it is a folder" in errors[0]
+
+
+def test_the_help_has_one_command_a_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert all(line.count("python ") <= 1 for line in lines)
+    examples = [line.split()[2] for line in lines if line.strip().startswith("python ")]
+    assert sorted(examples) == sorted(HELP)

@@ -26,21 +26,29 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 import _path  # noqa: F401  (puts the repository's root on sys.path)
-from mask_former.data.catalog import thing_ids
+from mask_former.data.catalog import first_difference, thing_ids
 from mask_former.data.id_map import read_rgb_image
 from mask_former.errors import InputError, one_line, run_cli
 from mask_former.evaluation.metrics_file import plain
 from pisr_maskformer.visualization.differences import PanopticMap, difference_boxes, disagreement
 from tools.comparison.inputs import Inputs, Item, Truth, open_inputs
-from tools.comparison.journal import Journal, told_when_full
+from tools.comparison.journal import FILES, Journal, require_no_folders, told_when_full
 from tools.comparison.pictures import (
+    FOLDER,
     Painter,
     draw_image,
     heatmap_pictures,
     telling_class,
     write_pictures,
 )
-from tools.comparison.report import PAGE_FILE, markdown, results, summary_table, write_report
+from tools.comparison.report import (
+    PAGE_FILE,
+    REPORT_FILES,
+    markdown,
+    results,
+    summary_table,
+    write_report,
+)
 from tools.comparison.scores import SIDES, Classes, image_instances, score_image
 from tools.comparison.sources import ModelSource, Prediction, SavedSource, open_source
 from tools.project import project_config, require_writable
@@ -65,12 +73,20 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--first", type=int, metavar="N", help="compare on the first N images only")
     parser.add_argument("--device", metavar="NAME", help="cuda, cuda:1, cpu, ... (default: MODEL.DEVICE)")
     parser.add_argument(
-        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of both configs"
+        "--opts", nargs="+", default=[], metavar="KEY VALUE", help="overrides of all configurations"
     )
     args = parser.parse_args(arguments)
     if args.first is not None and args.first < 1:
         parser.error(f"--first must be at least 1, not {args.first}")
     return args
+
+
+def prepare_output(folder: str | Path) -> Path:
+    """Make the output's folders; InputError when something of another kind is in the place of a result."""
+    output = require_writable(folder)
+    require_writable(output / FOLDER)
+    require_no_folders(output, (*FILES, *REPORT_FILES))
+    return output
 
 
 def common_classes(sources: Sources, inputs: Inputs) -> Metadata:
@@ -80,10 +96,11 @@ def common_classes(sources: Sources, inputs: Inputs) -> Metadata:
         metadata = {inputs.name: inputs.ground_truth.metadata, **metadata}
     (first, chosen), *others = metadata.items()
     for name, other in others:
-        if list(other.stuff_classes) != list(chosen.stuff_classes):
+        difference = first_difference(chosen, other)
+        if difference:
             raise InputError(
-                f"{first} and {name} do not have the same classes ({len(chosen.stuff_classes)} and "
-                f"{len(other.stuff_classes)}); compare models of one data set, on it"
+                f"{first} and {name} do not have the same classes: {difference}; compare models of one data "
+                "set, on it"
             )
     if not chosen.get("stuff_colors"):
         return sources["baseline"].metadata
@@ -149,8 +166,7 @@ class Comparison:
         """Write the pictures; "pictures" and "heat", the class of the heatmaps, for the record."""
         maps = {"truth": truth.panoptic} if truth else {}
         maps |= {side: predictions[side].panoptic for side in SIDES}
-        painter = Painter(rgb, truth.panoptic if truth else maps["baseline"], self.metadata)
-        drawn = draw_image(painter, maps, TITLES, boxes)
+        drawn = draw_image(Painter(rgb, maps, self.metadata), TITLES, boxes)
         heat = telling_class(maps["baseline"], maps["pisr"], differs)
         observation = predictions["pisr"].observation
         if observation is None or heat is None:
@@ -194,18 +210,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("mask_former.evaluation.instance").setLevel(logging.WARNING)
     overrides = [*args.opts, *(["MODEL.DEVICE", args.device] if args.device else [])]
     if args.config_file:
-        project_config(args.config_file)
+        project_config(args.config_file, overrides)
     sources = {
         "baseline": open_source(args.baseline, "baseline", overrides),
         "pisr": open_source(args.pisr, "PISR", overrides),
     }
-    output = require_writable(args.output)
+    output = prepare_output(args.output)
     inputs = open_inputs(args.input, output, args.first)
     comparison = Comparison(sources, inputs, output)
     compared = {side: sources[side].identity() for side in SIDES}
-    journal = Journal(
-        output, {**compared, "input": inputs.name, "images": [str(item.file) for item in inputs.items]}
-    )
+    journal = Journal(output, {**compared, **inputs.identity()})
     with told_when_full(output):
         failures = compare_all(comparison, journal)
         records = journal.records()

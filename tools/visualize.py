@@ -1,10 +1,11 @@
 """A look inside a model: heatmaps before and after PISR, encodings, weights, relations.
 
     python tools/visualize.py semantic-heatmap --config-file C --weights W --input photos --output out
-    --class car python tools/visualize.py centers          ...  --class car python tools/visualize.py
-    instance-heatmap ...  [--baseline CONFIG WEIGHTS] python tools/visualize.py encodings        ...  one
-    t-SNE of all images python tools/visualize.py weights          ... python tools/visualize.py relations
-    ...  --encoding car (or instance:0)
+    python tools/visualize.py centers          ...  --class car
+    python tools/visualize.py instance-heatmap ...  [--baseline CONFIG WEIGHTS]
+    python tools/visualize.py encodings        ...  (one t-SNE of all images)
+    python tools/visualize.py weights          ...
+    python tools/visualize.py relations        ...  --encoding car (or instance:0)
 
 Each writes OUTPUT/NAME_COMMAND.png and the numbers behind it as .npz (docs/looking.md says what is in
 them). A picture that cannot be looked at is reported and the rest go on; the exit code is then 1.
@@ -27,7 +28,7 @@ from mask_former.data.id_map import write_png
 from mask_former.errors import InputError, one_line, run_cli
 from mask_former.evaluation.predictions import unique_names
 from pisr_maskformer.visualization.projection import Points
-from tools.comparison.journal import told_when_full
+from tools.comparison.journal import require_no_folders, told_when_full
 from tools.predict import find_images
 from tools.project import project_config, require_writable
 from tools.views import encodings, heatmaps
@@ -83,7 +84,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--most", type=int, default=6, metavar="N", help="the N best instances (default: %(default)s)"
     )
     made["encodings"].add_argument("--seed", type=int, default=0, help="of t-SNE (default: %(default)s)")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if not 0 <= getattr(args, "threshold", 0) <= 1:
+        parser.error(f"--threshold must be from 0 to 1, not {args.threshold}")
+    if getattr(args, "most", 1) < 1:
+        parser.error(f"--most must be at least 1, not {args.most}")
+    if not 0 <= getattr(args, "seed", 0) < 2**32:
+        parser.error(f"--seed must be from 0 to {2**32 - 1}, not {args.seed}")
+    return args
 
 
 def open_model(config: str, weights: str, args: argparse.Namespace) -> Model:
@@ -108,6 +116,12 @@ def view_of(args: argparse.Namespace) -> Callable[[Look, Path], View]:
         "relations": lambda look: encodings.relations(look, args.wanted),
     }
     return lambda look, path: simple[args.command](look)
+
+
+def result_files(command: str, paths: Sequence[Path]) -> list[str]:
+    """The names of all that will be written."""
+    stems = [command] if command == "encodings" else [f"{name}_{command}" for name in unique_names(paths)]
+    return [f"{stem}{suffix}" for stem in stems for suffix in (".png", ".npz")]
 
 
 def write(output: Path, name: str, view: View) -> None:
@@ -137,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setup_logger(name=name)
     output = require_writable(args.output)
     paths = find_images(args.input, output)
+    require_no_folders(output, result_files(args.command, paths))
     model = open_model(args.config_file, args.weights, args)
     with told_when_full(output):
         failures = show(args, model, paths, output)

@@ -38,10 +38,11 @@ def class_colors(count: int) -> list[list[int]]:
     colors: list[list[int]] = []
     steps = itertools.count()
     while len(colors) < count:
-        # three brightness levels on top, so that hues that come round again still look different
+        # three saturations and five values on top, so that hues that come round again still look different:
+        # they nearly do after 144 steps (Fibonacci's number), which is no multiple of 15
         step = next(steps)
-        hue, level = step * golden_ratio % 1.0, step % 3
-        rgb = colorsys.hsv_to_rgb(hue, (0.85, 0.5, 0.7)[level], (0.9, 0.98, 0.65)[level])
+        hue = step * golden_ratio % 1.0
+        rgb = colorsys.hsv_to_rgb(hue, (0.85, 0.5, 0.7)[step % 3], (0.9, 0.98, 0.65, 0.8, 0.72)[step % 5])
         color = [round(255 * value) for value in rgb]
         if color not in colors:  # rounding makes a few meet among many hundreds
             colors.append(color)
@@ -145,7 +146,7 @@ def require_same_classes(names: Sequence[str]) -> Metadata:
                 f"data set {name} has boxes or instances only; DATASETS needs panoptic or semantic labels"
             )
     for (one, its), (other, others) in itertools.combinations(classes.items(), 2):
-        difference = _first_difference(its, others)
+        difference = first_difference(its, others)
         if difference:
             raise InputError(
                 f"data sets {one} and {other} differ in their classes: {difference}; "
@@ -166,7 +167,7 @@ def _with_classes_here(names: Sequence[str]) -> list[str]:
     return here or list(names[:1])
 
 
-def _first_difference(first: Metadata, other: Metadata) -> str | None:
+def first_difference(first: Metadata, other: Metadata) -> str | None:
     """The first class that two data sets call differently, or that is a thing in one of them only."""
     name_lists = ([name.strip() for name in metadata.stuff_classes] for metadata in (first, other))
     for index, (here, there) in enumerate(itertools.zip_longest(*name_lists)):

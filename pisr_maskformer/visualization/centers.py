@@ -1,7 +1,7 @@
 """Instance centres as a map (E.1): after non-maximum suppression, masked to a class, blurred to be seen.
 
-Shapes: Q queries · H×W the maps. A MaskFormer predicts no centres; a query's is its mask's centroid, and its
-score, the largest probability of a thing class, is the height of the peak there.
+Shapes: Q queries · H×W the maps. A MaskFormer predicts no centres; a query's is the centroid of what its mask
+is sure of, and its score, the largest probability of a thing class, is the height of the peak there.
 """
 
 from collections.abc import Collection
@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 SMALLEST_MASK = 1e-6  # pixels; a mask below has no centroid
+SURE = 0.5  # mask values below do not count: a faint tail over the whole image would pull the centroid away
 
 
 def centroids(masks: np.ndarray) -> np.ndarray:
@@ -29,10 +30,13 @@ def thing_scores(class_probs: np.ndarray, things: Collection[int]) -> np.ndarray
 
 
 def center_map(masks: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """float32 H×W: at the pixel of each centroid the score (the largest, where several fall), 0 elsewhere."""
+    """float32 H×W: at the pixel of each centre the score (the largest, where several fall), 0 elsewhere.
+
+    A centre is the centroid of the mask where it is SURE; a query that is nowhere has none.
+    """
     height, width = masks.shape[1:]
     points = np.zeros((height, width), np.float32)
-    for (row, column), score in zip(centroids(masks), scores, strict=True):
+    for (row, column), score in zip(centroids(masks * (masks >= SURE)), scores, strict=True):
         if np.isfinite(row):
             at = min(height - 1, round(row)), min(width - 1, round(column))
             points[at] = max(points[at], score)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mask_former.errors import InputError
 from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor, recorded_internals
 from pisr_maskformer.visualization.heatmaps import covered, on_image
 
@@ -61,19 +62,29 @@ def has_pisr(model: nn.Module) -> bool:
 
 
 @torch.inference_mode()
-def observe(model: nn.Module, sample: dict[str, Any], internals: bool = False) -> Observation:
+def observe(
+    model: nn.Module, sample: dict[str, Any], internals: bool = False, called: str = "the model"
+) -> Observation:
     """Run a model in evaluation mode on one test sample (`image`, `height`, `width`) and keep what it says.
 
-    `internals`: with what PISR computes on its way; InputError when the model has no PISR.
+    `internals`: with what PISR computes on its way. InputError when the model has no PISR then, and when what
+    it predicts is not finite (`called`: its name in the message).
     """
     head: Any = model.sem_seg_head
     backbone: Any = model.backbone
     recorder: Any = recorded_internals(model) if internals else nullcontext([])
     predicted: list[Mapping[str, Any]] = []
     inputs: list[Tensor] = []
+
+    def keep(module: nn.Module, given: Any, outputs: Mapping[str, Any]) -> None:
+        for stage in (outputs.get("initial", outputs), outputs):
+            if not all(bool(stage[key].isfinite().all()) for key in ("pred_logits", "pred_masks")):
+                raise InputError(f"{called} gives values that are not finite; did its training diverge?")
+        predicted.append(outputs)
+
     with (
         recorder as recorded,
-        hooked(head.predictor.register_forward_hook, lambda module, given, out: predicted.append(out)),
+        hooked(head.predictor.register_forward_hook, keep),
         hooked(backbone.register_forward_pre_hook, lambda module, given: inputs.append(given[0])),
     ):
         result = model([sample])[0]

@@ -151,7 +151,7 @@
   function view(list, image) {
     walked = list;
     open = list.indexOf(image);
-    byId("viewer-name").textContent = image.name;
+    byId("viewer-name").textContent = byId("viewer-name").title = image.name; // long ones are cut short
     byId("viewer-numbers").replaceChildren(facts(image));
     byId("previous").disabled = open <= 0;
     byId("next").disabled = open >= list.length - 1;

@@ -21,7 +21,7 @@ KINDS = ("baseline", "pisr")  # of the sides, in the page's style
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text or numbers; a row's last cell is a gain where `gains`. `words`: text that may break."""
+    """Cells as text or numbers; `gains`: columns called "gain…" hold gains. `words`: text that may break."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -29,6 +29,10 @@ class Table:
     gains: bool = False
     words: bool = False
     colors: Sequence[Sequence[int]] = ()  # of the rows, where they stand for classes
+
+    def is_gain(self, column: int) -> bool:
+        """Whether a column's numbers are gains, shown with their signs."""
+        return self.gains and self.headings[column].startswith("gain")
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def table_html(table: Table) -> str:
     rows = []
     for number, row in enumerate(table.rows):
         color = table.colors[number] if table.colors else None
-        cells = [_cell(value, table.gains and i == len(row) - 1) for i, value in enumerate(row)]
+        cells = [_cell(value, table.is_gain(i)) for i, value in enumerate(row)]
         if color is not None:
             red, green, blue = (int(channel) for channel in color)
             swatch = f'<span class="swatch" style="background:rgb({red} {green} {blue})"></span>'

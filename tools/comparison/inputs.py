@@ -56,6 +56,26 @@ class Inputs:
     items: list[Item]
     ground_truth: GroundTruth | None
 
+    def identity(self) -> dict[str, Any]:
+        """What the images and their labels are, in words that change when a file changes."""
+        found: dict[str, Any] = {
+            "input": self.name,
+            "images": [file_identity(item.file) for item in self.items],
+        }
+        if self.ground_truth is not None:
+            json_file = self.ground_truth.metadata.get("panoptic_json")
+            labels = [
+                item.record[key]
+                for item in self.items
+                if item.record is not None
+                for key in ("pan_seg_file_name", "sem_seg_file_name")
+                if key in item.record
+            ]
+            found["truth"] = [
+                file_identity(Path(file)) for file in ([json_file] if json_file else []) + labels
+            ]
+        return found
+
     def truth(self, item: Item, rgb: np.ndarray) -> Truth | None:
         """The labels of an image; None without ground truth. InputError names a label that does not fit."""
         if self.ground_truth is None or item.record is None:
@@ -67,6 +87,15 @@ class Inputs:
         present = [int(value) for value in unique_ids(classes)[0] if value != VOID]
         segments = [{"id": value + 1, "category_id": value} for value in present]
         return Truth(PanopticMap(classes + 1, segments), classes)
+
+
+def file_identity(path: Path) -> list[str]:
+    """Path, size and time of a file, or the path alone of one that is not there (yet)."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [str(path.resolve())]
+    return [str(path.resolve()), str(status.st_size), str(status.st_mtime_ns)]
 
 
 def open_inputs(given: str, output: Path, first: int | None) -> Inputs:

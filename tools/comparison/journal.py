@@ -7,7 +7,7 @@ instances.jsonl    the instances of each image as run-length codes, for AP; writ
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mask_former.evaluation.metrics_file import write_json
 from mask_former.training.json_lines import JsonLines
 
 HEADER, IMAGES, INSTANCES = "comparison.json", "images.jsonl", "instances.jsonl"
+FILES = (HEADER, IMAGES, INSTANCES)
 FORMAT = 1  # of the records; a comparison of another one is not gone on with
 
 
@@ -31,8 +32,8 @@ class Journal:
         if header.exists():
             if _read_object(header).get("digest") != digest:
                 raise InputError(
-                    f"{folder} holds a comparison of other models, images or settings; choose another "
-                    "--output, or delete it"
+                    f"{folder} holds a comparison of other models, images, labels or settings, or of files "
+                    "that changed since; choose another --output, or delete it"
                 )
         else:
             write_json({"digest": digest, "compared": compared}, header)
@@ -79,6 +80,13 @@ class Journal:
                     continue
                 if isinstance(row, dict) and isinstance(row.get("index"), int):
                     yield row
+
+
+def require_no_folders(output: Path, names: Iterable[str]) -> None:
+    """InputError when a folder is in the place of a result, before any work is done."""
+    for name in names:
+        if (output / name).is_dir():
+            raise InputError(f"cannot write {output / name}: it is a folder; choose another --output")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Shapes: H×W the image; h×w as it is shown. Colours belong to classes; one thing has one shade in all pictures.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,41 +48,61 @@ def resize_map(panoptic: PanopticMap, size: tuple[int, int]) -> PanopticMap:
     return PanopticMap(panoptic.ids[rows][:, columns], panoptic.segments)
 
 
-def shade_numbers(reference: PanopticMap, other: PanopticMap) -> list[int]:
-    """Which shade of its class each segment of `other` gets: that of its partner, or one nobody has."""
-    own: list[int] = []
-    next_free: dict[int, int] = {}
-    for segment in reference.segments:
-        number = next_free.get(segment["category_id"], 0)
-        own.append(number)
-        next_free[segment["category_id"]] = number + 1
-    numbers = []
-    for segment, partner in zip(other.segments, matched_segments(reference, other).tolist(), strict=True):
-        category = segment["category_id"]
-        if partner < 0:
-            numbers.append(next_free.get(category, 0))
-            next_free[category] = next_free.get(category, 0) + 1
-        else:
-            numbers.append(own[partner])
-    return numbers
+def shade_numbers(maps: Sequence[PanopticMap]) -> list[list[int]]:
+    """Which shade of its class each segment of each map gets: one thing has one shade in all of them.
+
+    A segment takes the shade of its partner in the first map where it has one, else a shade nobody has.
+    """
+    chosen: list[list[int]] = []
+    next_free: Counter[int] = Counter()
+    for current in maps:
+        numbers: dict[int, int] = {}  # by the position of the segment
+        for earlier, theirs in zip(maps, chosen, strict=False):
+            taken = {(current.segments[at]["category_id"], number) for at, number in numbers.items()}
+            others = [
+                at
+                for at, segment in enumerate(earlier.segments)
+                if (segment["category_id"], theirs[at]) not in taken
+            ]
+            left = [at for at in range(len(current.segments)) if at not in numbers]
+            partners = matched_segments(_part(earlier, others), _part(current, left)).tolist()
+            numbers |= {
+                at: theirs[others[partner]]
+                for at, partner in zip(left, partners, strict=True)
+                if partner >= 0
+            }
+        for at, segment in enumerate(current.segments):
+            if at not in numbers:
+                numbers[at] = next_free[segment["category_id"]]
+                next_free[segment["category_id"]] += 1
+        chosen.append([numbers[at] for at in range(len(current.segments))])
+    return chosen
+
+
+def _part(panoptic: PanopticMap, positions: Sequence[int]) -> PanopticMap:
+    """The map with some of its segments; the others are void."""
+    return PanopticMap(panoptic.ids, [panoptic.segments[at] for at in positions])
 
 
 class Painter:
-    """Draws panoptic maps of one image, all with the same shades."""
+    """Draws the panoptic maps of one image, all with the same shades."""
 
-    def __init__(self, rgb: np.ndarray, reference: PanopticMap, metadata: Metadata) -> None:
-        self.rgb, self.reference = rgb, reference
+    def __init__(self, rgb: np.ndarray, maps: Mapping[str, PanopticMap], metadata: Metadata) -> None:
+        """`maps` by kind; the first chooses its shades."""
+        self.rgb, self.maps = rgb, maps
+        self.numbers = dict(zip(maps, shade_numbers(list(maps.values())), strict=True))
         self.names, self.colors = metadata.stuff_classes, metadata.stuff_colors
 
-    def __call__(self, panoptic: PanopticMap, size: tuple[int, int]) -> np.ndarray:
+    def __call__(self, kind: str, size: tuple[int, int]) -> np.ndarray:
         """uint8 h×w×3."""
+        panoptic = self.maps[kind]
         return draw_panoptic(
             resize_image(self.rgb, size),
             resize_map(panoptic, size).ids,
             panoptic.segments,
             self.names,
             self.colors,
-            numbers=shade_numbers(self.reference, panoptic),
+            numbers=self.numbers[kind],
         )
 
 
@@ -117,15 +138,12 @@ def scale_boxes(shares: Sequence[Sequence[float]], size: tuple[int, int]) -> lis
 
 
 def draw_image(
-    painter: Painter,
-    maps: Mapping[str, PanopticMap],
-    titles: Mapping[str, str],
-    boxes: Sequence[Sequence[float]],
+    painter: Painter, titles: Mapping[str, str], boxes: Sequence[Sequence[float]]
 ) -> dict[str, np.ndarray]:
-    """Picture by kind: "input", those of `maps`, "panel", and "thumb_SIDE" of both sides."""
+    """Picture by kind: "input", those of the painter, "panel", and "thumb_SIDE" of both sides."""
     size = shown_size(*painter.rgb.shape[:2])
     drawn = {"input": resize_image(painter.rgb, size)}
-    drawn |= {kind: painter(panoptic, size) for kind, panoptic in maps.items()}
+    drawn |= {kind: painter(kind, size) for kind in painter.maps}
     outlines = scale_boxes(boxes, size)
     marked = [
         panels.draw_boxes(picture, outlines) if kind in ("baseline", "pisr") else picture
@@ -135,7 +153,7 @@ def draw_image(
     return {
         **drawn,
         "panel": panels.row(marked, [titles[kind] for kind in drawn], height=PANEL_HEIGHT),
-        **{f"thumb_{kind}": painter(maps[kind], (small[0], small[1])) for kind in ("baseline", "pisr")},
+        **{f"thumb_{kind}": painter(kind, (small[0], small[1])) for kind in ("baseline", "pisr")},
     }
 
 

@@ -12,7 +12,7 @@ from detectron2.data.catalog import Metadata
 from mask_former.atomic_write import replace_file
 from mask_former.evaluation.metrics_file import write_json
 from pisr_maskformer.visualization.gains import Gain, gain
-from pisr_maskformer.visualization.page import Page, Table, render
+from pisr_maskformer.visualization.page import Page, Table, render, signed
 from tools.comparison.inputs import Inputs
 from tools.comparison.journal import Journal
 from tools.comparison.pictures import end_sheet, write_jpeg
@@ -21,6 +21,7 @@ from tools.comparison.scores import SIDES, Classes, instance_precision, summaris
 from tools.comparison.sources import ModelSource, SavedSource
 
 METRICS_FILE, TABLE_FILE, PAGE_FILE = "metrics.json", "metrics.md", "index.html"
+REPORT_FILES = (METRICS_FILE, TABLE_FILE, PAGE_FILE, "gains.jpg", "losses.jpg", "most_changed.jpg")
 SIDE_TITLES = ("baseline", "PISR")
 END = 6  # panels on the sheet of each end
 ORDER = ("PQ", "SQ", "RQ", "PQ_th", "PQ_st", "mIoU", "AP")
@@ -77,21 +78,14 @@ def class_table(found: Results, metadata: Metadata) -> Table:
     names = [name for name in ("PQ", "IoU", "AP") if name in found.per_class["baseline"]]
     values = np.stack([found.per_class[side][name] for name in names for side in SIDES])
     known = np.flatnonzero(np.isfinite(values).any(axis=0))
-    changes = np.nan_to_num(values[1] - values[0])
+    gains = values[1::2] - values[::2]
+    changes = np.nan_to_num(gains[0])
     order = known[np.argsort(-changes[known], kind="stable")].tolist()
-    headings = [
-        "class",
-        *(f"{name} {title}" for name in names for title in SIDE_TITLES),
-        f"gain in {names[0]}",
-    ]
-    rows = [
-        [
-            metadata.stuff_classes[c],
-            *(float(value) for value in values[:, c]),
-            float(values[1, c] - values[0, c]),
-        ]
-        for c in order
-    ]
+    headings = ["class"]
+    for name in names:
+        headings += [*(f"{name} {title}" for title in SIDE_TITLES), f"gain in {name}"]
+    cells = np.stack([values[::2], values[1::2], gains], axis=1).reshape(3 * len(names), -1)
+    rows = [[metadata.stuff_classes[c], *cells[:, c].tolist()] for c in order]
     note = f"{len(order)} of {values.shape[1]} classes"
     note += "; the others are neither there nor predicted." if len(order) < values.shape[1] else "."
     return Table(headings, rows, note, gains=True, colors=[metadata.stuff_colors[c] for c in order])
@@ -143,15 +137,18 @@ def delta(record: Mapping[str, Any]) -> float | None:
 
 
 def markdown(table: Table) -> str:
-    """The table as Markdown, numbers with one place."""
+    """The table as Markdown, numbers with one place, gains with their signs."""
 
-    def cell(value: Any) -> str:
+    def cell(value: Any, is_gain: bool) -> str:
         if isinstance(value, float):
+            if is_gain:
+                return signed(value)
             return f"{value:.1f}" if np.isfinite(value) else "–"
         return " ".join(escape(str(value), quote=False).replace("|", "\\|").split())
 
     lines = [table.headings, ["---"] * len(table.headings), *table.rows]
-    body = "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+    is_gain = [table.is_gain(column) for column in range(len(table.headings))]
+    body = "\n".join(f"| {' | '.join(map(cell, line, is_gain))} |" for line in lines)
     return f"{table.note}\n\n{body}" if table.note else body
 
 

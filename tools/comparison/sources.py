@@ -23,7 +23,7 @@ from mask_former.evaluation.predictions import JSON_FILE, PNG_FOLDER
 from mask_former.prediction import Predictor, class_metadata, panoptic_map
 from pisr_maskformer.visualization.differences import PanopticMap
 from pisr_maskformer.visualization.observation import Observation, has_pisr, observe
-from tools.comparison.inputs import Item
+from tools.comparison.inputs import Item, file_identity
 from tools.project import project_config
 
 RUN_FILE, CONFIG_FILE = "run.json", "config.yaml"  # of a run's folder
@@ -77,7 +77,7 @@ class ModelSource:
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.DEVICE = cfg.OUTPUT_DIR = ""  # another machine may go on
-        return [hashlib.sha256(cfg.dump().encode()).hexdigest()[:16], *_file_identity(self.weights)]
+        return [hashlib.sha256(cfg.dump().encode()).hexdigest()[:16], *file_identity(self.weights)]
 
     def described(self) -> str:
         return f"of {self.weights}"
@@ -88,7 +88,7 @@ class ModelSource:
     def predict(self, item: Item, rgb: np.ndarray) -> Prediction:
         predictor = self._predictor = self._predictor or Predictor(self.cfg, self.weights)
         sample = predictor.mapper.from_image(rgb)
-        observation = observe(predictor.model, sample)
+        observation = observe(predictor.model, sample, called=f"the model {self.weights}")
         result = observation.result
         ids, segments = panoptic_map(dict(result))
         return Prediction(
@@ -125,7 +125,7 @@ class SavedSource:
         }
 
     def identity(self) -> list[str]:
-        return _file_identity(self.json_file)
+        return file_identity(self.json_file)
 
     def described(self) -> str:
         return f"saved in {self.folder}"
@@ -145,9 +145,15 @@ class SavedSource:
         return Prediction(PanopticMap(ids, [segment for segment in segments if segment["id"] in present]))
 
     def _record(self, item: Item) -> dict[str, Any]:
-        """By image id, then by path, then by a file name that no other prediction or image has."""
-        image_id = None if item.record is None else str(item.record.get("image_id", ""))
-        found = self._of_id.get(image_id or "") or self._of_file.get(str(self.folder / item.file))
+        """By path, then by image id and file name, then by a file name that no other prediction or image has.
+
+        An id alone says little: tools/predict.py numbers nothing, it calls 10.jpg "10".
+        """
+        found = self._of_file.get(str(self.folder / item.file))
+        if found is None and item.record is not None:
+            found = self._of_id.get(str(item.record.get("image_id", "")))
+            if found is not None and Path(found["file_name"]).name != item.file.name:
+                found = None
         if found is None and item.lone:
             found = self._of_name.get(item.file.name)
         if found is None:
@@ -174,8 +180,3 @@ def run_folder(start: Path, above: int) -> Path | None:
         if (folder / RUN_FILE).is_file():
             return folder
     return None
-
-
-def _file_identity(path: Path) -> list[str]:
-    status = path.stat()
-    return [str(path.resolve()), str(status.st_size), str(status.st_mtime_ns)]

@@ -36,14 +36,27 @@ def centers(look: Look, wanted: str | None) -> View:
     for title, stage in look.stages().items():
         heatmaps[title] = stage.semantic_heatmap(category)
         scores = thing_scores(stage.class_probs, look.things)
-        target = stage.class_map() == category
-        peaks[title] = centers_of_class(stage.masks, scores, target, sigma=max(1.0, min(target.shape) / 60))
+        image = _on_image(look, stage.masks.shape[1:])  # on the padding is nothing
+        target = (stage.class_map() == category) & image
+        sigma = max(1.0, min(target.shape) / 60)
+        peaks[title] = centers_of_class(stage.masks * image, scores, target, sigma=sigma)
     pictures = [look.picture(), look.prediction()]
     pictures += [glow(look.heat(heatmaps[title]), look.enlarged(peaks[title])) for title in peaks]
-    titles = ["input", "prediction", *(f"“{name}” and centres {title}" for title in peaks)]
+    titles = ["input", "prediction", *(_centers_title(name, title, peaks[title]) for title in peaks)]
     arrays = {f"semantic {title}": values for title, values in heatmaps.items()}
     arrays |= {f"centers {title}": values for title, values in peaks.items()}
     return View(panels.row(pictures, titles), {"class": name, **_inside(look, arrays)})
+
+
+def _on_image(look: Look, shape: tuple[int, ...]) -> np.ndarray:
+    """bool h×w: what shows the image, not its padding."""
+    image = np.zeros(shape, bool)
+    look.observation.inside(image)[...] = True
+    return image
+
+
+def _centers_title(name: str, stage: str, peaks: np.ndarray) -> str:
+    return f"“{name}” and centres {stage}" if peaks.any() else f"“{name}” {stage}: no centre falls on it"
 
 
 def instance_heatmap(look: Look, baseline: Look | None, threshold: float, most: int) -> View:

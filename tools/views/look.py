@@ -31,11 +31,13 @@ class Model:
     def __init__(self, cfg: CfgNode, weights: str | Path) -> None:
         self.metadata = class_metadata(cfg)
         self.predictor = Predictor(cfg, weights)
+        self.title = f"the model {weights}"
 
     def look(self, path: Path, internals: bool) -> "Look":
         """`internals`: with what PISR computes on its way. InputError without PISR, or for an unfit image."""
         rgb = read_rgb_image(path)
-        observation = observe(self.predictor.model, self.predictor.mapper.from_image(rgb), internals)
+        sample = self.predictor.mapper.from_image(rgb)
+        observation = observe(self.predictor.model, sample, internals, called=self.title)
         return Look(rgb, observation, self.metadata)
 
 
