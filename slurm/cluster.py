@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,9 @@ def read_profile(path: Path) -> Profile:
         problem = _problem(key, value)
         if problem:
             raise InputError(f"{path}: {key} is {value!r}, but must be {problem}")
+    if "slurm" in content:  # exclusive: true is sbatch's bare --exclusive, false leaves it out
+        keys = {name: value for name, value in content["slurm"].items() if value is not False}
+        content["slurm"] = {name: "" if value in (True, None) else value for name, value in keys.items()}
     for mapping in ("env", "slurm"):
         if mapping in content:
             content[mapping] = {str(name): _plain(value) for name, value in content[mapping].items()}
@@ -155,7 +158,7 @@ def _limit(partition: Mapping[str, str]) -> int | None:
     for key in ("DefaultTime", "MaxTime"):
         limit = partition.get(key, "NONE")
         if limit != "NONE":
-            return None if limit in ("UNLIMITED", "INFINITE") else parse_minutes(limit)
+            return parse_minutes(limit) or None
     return None
 
 
@@ -163,18 +166,24 @@ def _nodes_of(partitions: set[str]) -> tuple[Node, ...]:
     nodes = []
     for one in records(ask("scontrol", "-a", "-o", "show", "node")):
         if partitions & set(one.get("Partitions", "").split(",")):
-            nodes.append(Node(int(one.get("CPUTot", 1)), _gpus(one.get("Gres", ""))))
+            nodes.append(Node(int(one.get("CPUTot", 1)), gpu_count(one.get("Gres", ""))))
     return tuple(nodes)
 
 
-def _gpus(gres: str) -> int:
-    """GPUs in a node's Gres: gpu:4, gpu:a100:4(S:0-1), of several kinds too."""
-    found = re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres)
-    return sum(int(number) for number in found)
+def gpu_count(gres: str) -> int:
+    """GPUs in a Gres: gpu:4, gpu:a100:4(S:0-1), of several kinds too; gpu, or gpu:a100, is one."""
+    count = 0
+    for one in re.sub(r"\([^)]*\)", "", gres).split(","):
+        name, *rest = one.strip().split(":")
+        if name in ("gpu", "gres/gpu"):
+            count += int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    return count
 
 
 def parse_minutes(text: str) -> int:
-    """sbatch's --time in minutes, rounded up: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """sbatch's --time in minutes, rounded up: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; 0 for UNLIMITED."""
+    if text.strip().upper() in ("UNLIMITED", "INFINITE", "0"):
+        return 0  # as sbatch takes it, too
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if not match:
         raise InputError(f"--time {text}: not a time; give minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS")
@@ -215,8 +224,3 @@ ACTIVE = {
 def is_active(state: str | None) -> bool:
     """Whether a job in this state runs or will."""
     return state in ACTIVE
-
-
-def key_values(pairs: Sequence[str]) -> dict[str, str]:
-    """KEY=VALUE texts as a dictionary; a KEY alone has the value "" (a flag)."""
-    return {key.lstrip("-"): value for key, _, value in (pair.partition("=") for pair in pairs)}

@@ -1,5 +1,6 @@
 """Watching a job until it ends: its log as it grows, and a line of progress."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from slurm.cluster import is_active, job_state
 from slurm.plan import Plan
-from slurm.restarts import read_rows
+from slurm.restarts import rows_of
 from slurm.sweep import is_finished
 
 POLL_SECONDS = 1.0
@@ -33,17 +34,43 @@ def follow(plan: Plan, jobs: Sequence[Any]) -> int:
     run, log = plan.runs[0], jobs[0].paths.stdout
     position, asked, going_on = _size(log), 0.0, True
     poll = POLL_SECONDS if _is_local(jobs[0]) else PATIENT_POLL_SECONDS
+    progress = Progress(run.folder / "metrics.json")
     with tqdm(total=run.max_iter, unit="it", file=sys.stderr, dynamic_ncols=True) as bar:
         while going_on:
             if time.monotonic() - asked > poll:
                 going_on, asked = any(_is_going_on(job) for job in jobs), time.monotonic()
             position = _show_new(log, position)
-            steps = [row["iteration"] for row in read_rows(run.folder) if "total_loss" in row]
-            bar.n = steps[-1] + 1 if steps else 0
+            bar.n = progress.done()
             bar.refresh()
             time.sleep(POLL_SECONDS if going_on else 0)
         _show_new(log, position)
     return report(plan)
+
+
+class Progress:
+    """How many iterations a growing metrics.json tells of; each line of it is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        self.inode = -1
+        self.iterations = 0
+
+    def done(self) -> int:
+        try:
+            with open(self.path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self.inode or status.st_size < self.position:
+                    self.inode, self.position, self.iterations = status.st_ino, 0, 0  # written anew
+                file.seek(self.position)
+                new = file.read()
+        except OSError:
+            return self.iterations
+        whole = new[: new.rfind(b"\n") + 1]
+        self.position += len(whole)
+        steps = [row["iteration"] for row in rows_of(whole) if "total_loss" in row]
+        self.iterations = steps[-1] + 1 if steps else self.iterations
+        return self.iterations
 
 
 def report(plan: Plan) -> int:

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,16 @@ from submitit.slurm.slurm import _make_sbatch_string
 from mask_former.data.catalog import datasets_root
 from mask_former.errors import InputError
 from mask_former.training.git_state import CODE
-from slurm.cluster import Partition, Profile, key_values, parse_minutes, partition_facts
+from slurm.cluster import Partition, Profile, parse_minutes, partition_facts
 from slurm.fitting import check_batch, check_fits, divide, missing_data
 from slurm.restarts import SPARE, Estimate, estimate, measured_speed
+from slurm.sbatch_keys import FURTHER, more_keys, names_gpus, with_exported
 from slurm.snapshot import snapshot_name
 
 WAIT_SECONDS = 120  # of srun, from the first process's end to the last one's
-OURS = {"output", "error", "open-mode", "requeue", "signal", "array", "job-name"}  # not by --slurm
+LEAST_SECONDS = 120  # of a start, before the grace: less would be spent on starting alone
+# A signal that comes before Python has its handlers would kill: it is ignored until then, over exec too.
+IGNORE_EARLY = """bash -c 'trap "" USR2; exec "$@"' -"""
 PASSED = (
     "partition",
     "account",
@@ -35,7 +38,6 @@ PASSED = (
     "mem",
     "cpus_per_task",
 )  # flags with a key in the profile
-FURTHER = ("nodelist", "exclude", "reservation", "dependency", "mail_type", "mail_user", "comment")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Plan:
     max_restarts: int
     patience: float  # seconds for the processes to meet
     restarts: Estimate
+    pass_env: tuple[str, ...]  # variables that sbatch hands over
     warnings: tuple[str, ...]
 
     @property
@@ -95,9 +98,13 @@ def make_plan(args: argparse.Namespace, profile: Profile, root: Path, runs: Sequ
     for run in runs:
         check_batch(run.config, run.overrides, nodes * tasks_per_node)
     time = args.time or profile.time
-    limit = parse_minutes(time) if time else partition.minutes if partition else None
+    limit = (parse_minutes(time) or None) if time else partition.minutes if partition else None
+    _check_limit(limit, args.grace)
     needed = _restarts(runs, limit, args)
-    max_restarts = args.max_restarts if args.max_restarts is not None else (needed.needed or 0) + SPARE
+    max_restarts, spare = args.max_restarts, ""
+    if max_restarts is None:
+        max_restarts = (needed.needed or 0) + SPARE
+        spare = f" and {SPARE} spare, since preemptions and failing nodes count too"
     code = root / "code" / snapshot_name()
     name = args.name or runs[0].config.stem
     return Plan(
@@ -107,15 +114,19 @@ def make_plan(args: argparse.Namespace, profile: Profile, root: Path, runs: Sequ
         gpus=args.gpus,
         nodes=nodes,
         tasks_per_node=tasks_per_node,
-        python=profile.python or shlex.quote(sys.executable),
+        python=f"{IGNORE_EARLY} {profile.python or shlex.quote(sys.executable)}",
         flags=("--auto-scale", "--lr-rule", args.lr_rule) if args.auto_scale else (),
         parameters=_parameters(args, profile, asked, name, code, nodes, tasks_per_node, partition),
         code=code,
         limit_minutes=limit,
         max_restarts=max_restarts,
         patience=args.patience,
-        restarts=needed,
-        warnings=(*_warnings(root, needed, max_restarts), *missing_data(runs[0].config, runs[0].overrides)),
+        restarts=replace(needed, explanation=needed.explanation + spare),
+        pass_env=tuple(profile.pass_env),
+        warnings=(
+            *_warnings(root, needed, max_restarts, profile),
+            *missing_data(runs[0].config, runs[0].overrides),
+        ),
     )
 
 
@@ -130,16 +141,16 @@ def _parameters(
     partition: Partition | None,
 ) -> dict[str, Any]:
     """submitit's names; what only sbatch knows goes to its additional_parameters."""
-    more: dict[str, Any] = {"requeue": True}
-    more |= {key.replace("_", "-"): getattr(args, key) for key in FURTHER if getattr(args, key)}
+    more: dict[str, Any] = {
+        "requeue": True,
+        **more_keys(args.slurm, profile.slurm, args.gpus, tasks_per_node),
+    }
+    flags = {key: getattr(args, key.replace("-", "_")) for key in FURTHER}
+    more |= {key: value for key, value in flags.items() if value}
     if asked.pop("mem"):
         more["mem"] = args.mem or profile.mem
-    for key, value in {**profile.slurm, **key_values(args.slurm)}.items():
-        if key in OURS:
-            raise InputError(
-                f"--slurm {key}=…: {key} is the launcher's; --name, --grace and --run-dir change it"
-            )
-        more[key] = value or True
+    if "export" in more:
+        more["export"] = with_exported(str(more["export"]), profile.pass_env)
     cpus = int(asked.pop("cpus_per_task") or 0) or _cpus(args.gpus, tasks_per_node, partition)
     time = args.time or profile.time
     parameters = {
@@ -148,14 +159,20 @@ def _parameters(
         "time": parse_minutes(time) if time else None,
         "nodes": nodes,
         "ntasks_per_node": tasks_per_node,
-        "gpus_per_node": tasks_per_node if args.gpus else None,
+        "gpus_per_node": tasks_per_node if args.gpus and not names_gpus(more) else None,
         "cpus_per_task": cpus,
         "signal_delay_s": args.grace,
         "setup": _setup(profile, code),
         "stderr_to_stdout": True,
         "additional_parameters": more,
-        # srun does not take the batch job's CPUs a task over by itself.
-        "srun_args": ["--kill-on-bad-exit=1", f"--wait={WAIT_SECONDS}", f"--cpus-per-task={cpus}"],
+        # srun does not take the batch job's CPUs a task over by itself, and would take over an SBATCH_EXPORT.
+        "srun_args": [
+            "--kill-on-bad-exit=1",
+            f"--wait={WAIT_SECONDS}",
+            f"--cpus-per-task={cpus}",
+            "--distribution=block",
+            "--export=ALL",
+        ],
         "wckey": None,
         "array_parallelism": args.parallel,
     }
@@ -172,12 +189,22 @@ def _cpus(gpus: int, tasks_per_node: int, partition: Partition | None) -> int:
 
 def _setup(profile: Profile, code: Path) -> list[str]:
     """Shell lines of the job: it stands in the copy of the code, so that no other code comes first."""
-    variables = {name: os.environ[name] for name in profile.pass_env if name in os.environ}
-    variables |= profile.env
-    variables["DETECTRON2_DATASETS"] = str(datasets_root().absolute())
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    data = _export("DETECTRON2_DATASETS", str(datasets_root().absolute()))  # the profile's own goes before it
+    exports = [_export(name, value) for name, value in profile.env.items()]
     path = f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    return [*profile.setup, *exports, path, f"cd {shlex.quote(str(code))}"]
+    return [data, *profile.setup, *exports, path, f"cd {shlex.quote(str(code))}"]
+
+
+def _export(name: str, value: str) -> str:
+    return f"export {name}={shlex.quote(value)}"
+
+
+def _check_limit(minutes: int | None, grace: int) -> None:
+    if minutes is not None and 60 * minutes - grace < LEAST_SECONDS:
+        raise InputError(
+            f"the time limit of {minutes} min leaves less than {LEAST_SECONDS // 60} min before the "
+            f"{grace} s of --grace: give a longer --time, or a shorter --grace"
+        )
 
 
 def _restarts(runs: Sequence[Run], limit: int | None, args: argparse.Namespace) -> Estimate:
@@ -191,8 +218,12 @@ def _restarts(runs: Sequence[Run], limit: int | None, args: argparse.Namespace) 
     return max(estimates, key=lambda one: one.needed or 0)
 
 
-def _warnings(root: Path, needed: Estimate, max_restarts: int) -> tuple[str, ...]:
-    warnings = []
+def _warnings(root: Path, needed: Estimate, max_restarts: int, profile: Profile) -> tuple[str, ...]:
+    warnings = [
+        f"pass_env: {name} is not set here, so the job will not have it"
+        for name in profile.pass_env
+        if name not in os.environ
+    ]
     if needed.needed is not None and max_restarts < needed.needed:
         warnings.append(
             f"--max-restarts {max_restarts} is too few: {needed.explanation}; the job would end early"

@@ -7,8 +7,11 @@ network that training will use, with a short timeout.
 
 import os
 import socket
+import threading
 import time
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -20,6 +23,8 @@ from mask_former.errors import InputError
 
 FIRST_PORT, PORTS = 20000, 40000
 GROUP_TIMEOUT = timedelta(minutes=60)  # an evaluation in which the main process works alone must fit
+TEST_SPARE = timedelta(seconds=60)  # of NCCL's own watchdog, which ends a process without a line
+ORDERLY_SECONDS = 2.0  # for a late process to raise, before it is ended where it hangs
 
 
 @dataclass(frozen=True)
@@ -66,25 +71,62 @@ def port_of(place: Place) -> int:
     return FIRST_PORT + zlib.crc32(f"{place.job} {place.restart}".encode()) % PORTS
 
 
-def join(place: Place, backend: str, patience: float = 60.0) -> None:
+def say(line: str) -> None:
+    print(f"error: {line}", flush=True)
+
+
+def join(place: Place, backend: str, patience: float = 60.0, last_words: Callable[[str], None] = say) -> None:
     """Make the process group of the job; nothing to do for one process.
 
-    InputError in every process that is there, naming who is missing and where it should run.
+    InputError in every process that is there, naming who is missing and where it should run. `last_words`
+    gets that line where the process must be ended, since it hangs in an exchange.
     """
     if place.size == 1:
         return
     store = _store(place, patience)
     _wait_for_all(store, place, patience)
+    devices = None
     if backend == "nccl":
-        torch.cuda.set_device(device_index(place))
+        devices = [device_index(place)]
+        torch.cuda.set_device(devices[0])
+    spare = TEST_SPARE if backend == "nccl" else timedelta(0)
     try:
-        _make_group(store, place, backend, "test", timedelta(seconds=patience))
-        _add_up(store, place, patience)
+        with _ended_after(patience, place, backend, last_words):
+            _make_group(store, place, backend, "test", timedelta(seconds=patience) + spare)
+            _add_up(store, place, patience)
     except RuntimeError as error:
         raise InputError(_unreachable(store, place, backend, error)) from error
     dist.destroy_process_group()
-    _make_group(store, place, backend, "training", GROUP_TIMEOUT)
+    # NCCL connects at the first exchange, and asks this store then, by the store's own timeout.
+    store.set_timeout(GROUP_TIMEOUT)
+    with _ended_after(patience, place, backend, last_words):
+        _make_group(store, place, backend, "training", GROUP_TIMEOUT)
+        dist.barrier(device_ids=devices)  # connected, before the main process waits for an old copy's lock
     comm.create_local_process_group(place.local_size)
+
+
+@contextmanager
+def _ended_after(
+    patience: float, place: Place, backend: str, last_words: Callable[[str], None]
+) -> Iterator[None]:
+    """A body in which a process may hang where no exception reaches it: it is ended then, with a line."""
+
+    def end() -> None:
+        error = RuntimeError(f"it hangs after {patience:g} s")
+        try:  # by a connection of its own: the hanging thread may hold the other one
+            store = _client(place, port_of(place), ORDERLY_SECONDS)
+        except (RuntimeError, TimeoutError):
+            store = None
+        last_words(_unreachable(store, place, backend, error))
+        os._exit(1)
+
+    timer = threading.Timer(patience + ORDERLY_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _make_group(store: dist.TCPStore, place: Place, backend: str, name: str, timeout: timedelta) -> None:
@@ -108,14 +150,7 @@ def device_index(place: Place) -> int:
 def _store(place: Place, patience: float) -> dist.TCPStore:
     port = port_of(place)
     try:
-        return dist.TCPStore(
-            place.hosts[0],
-            port,
-            world_size=place.size,
-            is_master=place.rank == 0,
-            timeout=timedelta(seconds=patience),
-            wait_for_workers=False,
-        )
+        return _client(place, port, patience, is_master=place.rank == 0)
     except (RuntimeError, TimeoutError) as error:
         reason = " ".join(str(error).split())[:200]
         if place.rank == 0:
@@ -127,6 +162,17 @@ def _store(place: Place, patience: float) -> dist.TCPStore:
             f"rank {place.rank} on {socket.gethostname()} cannot reach rank 0 on {place.hosts[0]}, port "
             f"{port} ({reason}): rank 0 did not come, or the network does not let it through; see its log"
         ) from error
+
+
+def _client(place: Place, port: int, seconds: float, is_master: bool = False) -> dist.TCPStore:
+    return dist.TCPStore(
+        place.hosts[0],
+        port,
+        world_size=place.size,
+        is_master=is_master,
+        timeout=timedelta(seconds=seconds),
+        wait_for_workers=False,
+    )
 
 
 def _wait_for_all(store: dist.TCPStore, place: Place, patience: float) -> None:
@@ -167,8 +213,8 @@ def _add_up(store: dist.TCPStore, place: Place, patience: float) -> None:
     """The sum of 1 … size over all processes, within `patience` seconds."""
     device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
     number = torch.full((1,), float(place.rank + 1), device=device)
-    work = dist.all_reduce(number, async_op=True)
     deadline = time.monotonic() + patience
+    work = dist.all_reduce(number, async_op=True)
     while not work.is_completed():
         if time.monotonic() > deadline:
             raise RuntimeError(f"no answer in {patience:g} s")
@@ -184,14 +230,14 @@ def _add_up(store: dist.TCPStore, place: Place, patience: float) -> None:
         raise RuntimeError(f"{_named(failed, place)} failed")
 
 
-def _unreachable(store: dist.TCPStore, place: Place, backend: str, error: Exception) -> str:
+def _unreachable(store: dist.TCPStore | None, place: Place, backend: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:200]
     here = f"rank {place.rank} on {socket.gethostname()}"
-    try:
-        store.set(f"done {place.rank}", "in vain")  # those that do not even say so are gone
-        missing = _wait_for(store, "done", place, 5.0)
-    except RuntimeError:  # the store went with rank 0
-        missing = [0]
+    missing = [0]  # whom the store goes with
+    if store is not None:
+        with suppress(RuntimeError):
+            store.set(f"done {place.rank}", "in vain")  # those that do not even say so are gone
+            missing = _wait_for(store, "done", place, 5.0)
     who = f"{_named(missing, place)} is missing" if missing else "all processes have come"
     variable = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
     return (

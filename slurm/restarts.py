@@ -3,14 +3,14 @@
 import json
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ASSUMED_SECONDS = 1.0  # an iteration, where nothing is known
+MARGIN = 3.0  # for an assumed speed: too few restarts end a run early, too many cost nothing
 START_MINUTES = 3.0  # of each restart: start, data, the steps since the checkpoint before a hard end
-SPARE = 10  # restarts for preemption and failing nodes
+SPARE = 100  # restarts for preemption and failing nodes, which Slurm counts as restarts too
 ROWS = 200  # last rows of metrics.json whose median speed counts
 
 
@@ -29,9 +29,9 @@ def estimate(
     basis = (
         f"{seconds:.3g} s an iteration ({source})"
         if seconds
-        else f"{ASSUMED_SECONDS:g} s an iteration (assumed)"
+        else f"{ASSUMED_SECONDS:g} s an iteration (assumed, times {MARGIN:g} to be safe)"
     )
-    hours = iterations * (seconds or ASSUMED_SECONDS) / 3600
+    hours = iterations * (seconds or MARGIN * ASSUMED_SECONDS) / 3600
     said = f"{iterations} iterations at {basis}: {hours:.3g} h"
     if limit_minutes is None:
         return Estimate(None, f"{said}; no time limit is known")
@@ -70,11 +70,15 @@ def _speed(folder: Path) -> float | None:
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.json that are whole; none when there is no such file."""
     try:
-        lines: Sequence[bytes] = (folder / "metrics.json").read_bytes().splitlines()
+        return rows_of((folder / "metrics.json").read_bytes())
     except OSError:
         return []
+
+
+def rows_of(text: bytes) -> list[dict[str, Any]]:
+    """The rows of it that are whole."""
     rows = []
-    for line in lines:
+    for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:

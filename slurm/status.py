@@ -13,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,19 @@ def status_of(folder: Path, now: float | None = None) -> Status:
         metrics=_numbers(evaluations[-1] if evaluations else {}, ("",)),
         evaluated=evaluations[-1]["iteration"] if evaluations else None,
     )
+
+
+def status_or_damage(folder: Path) -> Status:
+    """As `status_of`, but the state says so when the run's files are damaged: for --all."""
+    try:
+        return status_of(folder)
+    except InputError:
+        damage = "launch.json is damaged"
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        damage = f"its files are damaged ({type(error).__name__}: {error})"
+    nothing: dict[str, Any] = dict.fromkeys(one.name for one in fields(Status))
+    nothing |= {"folder": str(folder), "state": damage, "losses": {}, "metrics": {}}
+    return Status(**nothing)
 
 
 def _state(folder: Path, launch: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], now: float) -> str:
@@ -150,10 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", default=str(_root.ROOT / "runs"), help="(default: runs/ beside the code)")
     parser.add_argument("--json", action="store_true", help="all that is known, as a JSON list")
     args = parser.parse_args(arguments)
-    folders = [Path(folder) for folder in args.run_dir] + (folders_below(Path(args.root)) if args.all else [])
-    if not folders and not args.all:
+    if not args.run_dir and not args.all:
         raise InputError("name a run's folder, or give --all")
-    statuses = [status_of(folder) for folder in folders]
+    statuses = [status_of(Path(folder)) for folder in args.run_dir]
+    if args.all:
+        statuses += [status_or_damage(folder) for folder in folders_below(Path(args.root))]
     if args.json:
         print(json.dumps([asdict(one) for one in statuses], indent=1, ensure_ascii=False))
     else:

@@ -5,13 +5,14 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from submitit import DebugExecutor, LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from mask_former.atomic_write import replace_file
 from mask_former.errors import InputError
 from mask_former.evaluation.metrics_file import write_json
 from mask_former.training.git_state import CODE
@@ -19,12 +20,16 @@ from mask_former.training.run_lock import LOCK_FILE, now
 from slurm.cluster import is_active, job_state
 from slurm.plan import Plan, Run
 from slurm.restarts import read_json
+from slurm.sbatch_keys import with_exported
 from slurm.snapshot import take_snapshot
 from slurm.task import TrainingTask
 from tools.project import read_config, require_writable
 
 LAUNCH_FILE = "launch.json"
 YEAR_MINUTES = 365 * 24 * 60
+OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SUBMITIT_")
+OF_SLURM = ("SLURM_CONF",)
+OF_DISTRIBUTED = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def check_free(folder: Path) -> None:
@@ -61,19 +66,37 @@ def submit(plan: Plan, executor: str) -> list[Any]:
     require_writable(plan.root)
     for run in plan.runs:
         require_writable(run.folder)
-    take_snapshot(plan.root / "code")
+    if take_snapshot(plan.root / "code") != plan.code:
+        raise InputError("the code changed while it was submitted; submit again")
     tokens = [secrets.token_hex(8) for _ in plan.runs]
     tasks = [_task(plan, run, token) for run, token in zip(plan.runs, tokens, strict=True)]
-    records = [_record(plan, run, executor, token) for run, token in zip(plan.runs, tokens, strict=True)]
-    if executor == "slurm":
-        jobs = _to_slurm(plan, tasks)
-    elif executor == "local":
-        jobs = [_to_this_machine(plan, tasks)]
-    else:
+    with _kept_on_failure([run.folder / LAUNCH_FILE for run in plan.runs]):
+        records = [_record(plan, run, executor, token) for run, token in zip(plan.runs, tokens, strict=True)]
+        if executor == "slurm":
+            jobs = _to_slurm(plan, tasks)
+        elif executor == "local":
+            jobs = [_to_this_machine(plan, tasks)]
+    if executor == "debug":
         return [_in_this_process(plan, task) for task in tasks]
     for run, record, job in zip(plan.runs, records, jobs, strict=True):
         write_json({**record, "job": job.job_id}, run.folder / LAUNCH_FILE)
     return jobs
+
+
+@contextlib.contextmanager
+def _kept_on_failure(files: Sequence[Path]) -> Iterator[None]:
+    """The files are as they were when the body fails: a refused submission leaves the former one's record."""
+    before = {file: file.read_bytes() if file.exists() else None for file in files}
+    try:
+        yield
+    except BaseException:
+        for file, content in before.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+            else:
+                with replace_file(file) as new:
+                    new.write(content)
+        raise
 
 
 def _task(plan: Plan, run: Run, token: str) -> TrainingTask:
@@ -88,6 +111,7 @@ def _task(plan: Plan, run: Run, token: str) -> TrainingTask:
         max_restarts=plan.max_restarts,
         token=token,
         patience=plan.patience,
+        grace=plan.parameters["signal_delay_s"],
     )
 
 
@@ -125,13 +149,33 @@ def _record(plan: Plan, run: Run, executor: str, token: str) -> dict[str, Any]:
 
 
 def _to_slurm(plan: Plan, tasks: list[TrainingTask]) -> list[Any]:
-    executor = SlurmExecutor(plan.logs, python=plan.python)
-    executor.update_parameters(**plan.parameters)
     try:
-        return list(executor.submit_array(tasks)) if plan.is_array else [executor.submit(tasks[0])]
+        executor = SlurmExecutor(plan.logs, python=plan.python)
+        executor.update_parameters(**plan.parameters)
+        with _clean_environment(plan.pass_env):
+            return list(executor.submit_array(tasks)) if plan.is_array else [executor.submit(tasks[0])]
     except (FailedSubmissionError, FailedJobError, RuntimeError) as error:
         said = re.findall(r"(?:sbatch|salloc): error: (.*)", str(error)) or str(error).splitlines()[-1:]
         raise InputError(f"Slurm refuses the job: {'; '.join(said)}; see --dry-run for the script") from error
+
+
+@contextlib.contextmanager
+def _clean_environment(pass_env: Sequence[str]) -> Iterator[None]:
+    """As of a login node: the job must not take over what the job that submits it, if any, is.
+
+    Slurm's own settings stay: SLURM_CONF, and a site's SBATCH_ variables.
+    """
+    before = dict(os.environ)
+    for name in before:
+        if (name.startswith(OF_A_JOB) and name not in OF_SLURM) or name in OF_DISTRIBUTED:
+            del os.environ[name]
+    if "SBATCH_EXPORT" in before:
+        os.environ["SBATCH_EXPORT"] = with_exported(before["SBATCH_EXPORT"], pass_env)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _to_this_machine(plan: Plan, tasks: list[TrainingTask]) -> Any:

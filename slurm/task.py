@@ -5,14 +5,14 @@ failing node, kill -9 or `scontrol requeue` is the same: --resume. On SIGUSR2 (a
 near) and SIGTERM (also when cancelled) all processes save the same iteration; then the first one has the job
 requeued, once, if Slurm says that it runs on.
 
-The heavy imports come late: until this module's handlers are there, SIGUSR2 kills.
+The heavy imports come late: what comes before this module's handlers are there is lost (slurm/plan.py).
 """
 
 import json
 import os
+import re
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,10 +23,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from mask_former.training.stopping import StopRequest
     from slurm.rendezvous import Place
+    from slurm.traces import Traces
 
 FINISHED_FILE = "finished.json"
 LEAVE_SECONDS = 20.0  # for a failed process to end in order
-SCONTROL_TRIES = 3
+SIGNAL_SECONDS = 3.0  # for this process's own signal to come, after another process's
+LONGEST_GRACE = 120.0  # of use to a first process that hangs: srun waits so long, once the others have left
+BROKEN = re.compile(  # what gloo and NCCL say when a peer has gone
+    r"\bgloo\b|\bNCCL\b|connection (closed|reset|refused)|broken pipe|pair closure", re.IGNORECASE
+)
 LOCAL_REQUEUE_CODE = 144  # what submitit's local controller takes as a wish to start again
 
 
@@ -43,6 +48,7 @@ class TrainingTask:
     max_restarts: int
     token: str  # in the run folder's launch.json: proves that this is the folder of the submission
     patience: float  # seconds for the processes to find each other
+    grace: float = 90.0  # seconds from SIGUSR2 to the end
 
     def __call__(self) -> str:
         early = _remember_signals() if "SUBMITIT_DEBUG_JOB_ID" not in os.environ else None
@@ -51,15 +57,26 @@ class TrainingTask:
         from slurm.rendezvous import this_place
         from slurm.traces import Traces
 
-        place, stop = this_place(), StopRequest()
+        place, stop, leaving = this_place(), StopRequest(), threading.Lock()
         traces = Traces(Path(self.run_dir), place)
+
+        def warned() -> None:
+            if place.rank == 0 and place.cluster == "slurm":
+                arguments = (place, stop, leaving, traces)
+                threading.Thread(target=self._come_back_late, args=arguments, daemon=True).start()
+
         if early is not None:
             stop.listen(*STOP_SIGNALS)
-            traces.watch()
+            traces.watch(warned)
             for number in early:
                 stop.receive(number)
+            if signal.SIGUSR2 in early:
+                warned()
         try:
-            self._train(place, stop)
+            try:
+                self._train(place, stop, traces)
+            finally:
+                leaving.acquire()  # once: where the thread has it, that ends this process
         except RunStopped as stopped:
             self._come_back(place, stop, str(stopped), traces.failed_peers())
         except Exception as error:
@@ -81,7 +98,7 @@ class TrainingTask:
 
     __submitit_checkpoint__ = checkpoint
 
-    def _train(self, place: "Place", stop: "StopRequest") -> None:
+    def _train(self, place: "Place", stop: "StopRequest", traces: "Traces") -> None:
         from mask_former.training.lease import Claim
         from slurm.rendezvous import join
         from tools import train_net
@@ -90,7 +107,12 @@ class TrainingTask:
         self._check_folder(place)
         command = ["--config-file", self.config, "--resume", *self.flags, *self.overrides]
         args = train_net.parser().parse_args([*command, "OUTPUT_DIR", self.run_dir])
-        join(place, self._backend(args.config_file, args.opts), self.patience)
+
+        def last_words(line: str) -> None:
+            print(f"error: {line}", flush=True)
+            traces.write_where_it_is(line)
+
+        join(place, self._backend(args.config_file, args.opts), self.patience, last_words)
         if place.rank == 0:
             print(f"{place.size} process(es) on {', '.join(place.hosts)} work together", flush=True)
         train_net.main(args, stop=stop, claim=Claim(place.job, place.restart))
@@ -144,26 +166,62 @@ class TrainingTask:
     ) -> NoReturn:
         """Have the job started again, by the first process; the others leave."""
         from mask_former.errors import InputError
+        from slurm.ending import requeue, state_of
 
         if failed_peers:
             raise RuntimeError(f"rank {failed_peers[0]} failed: the job is not requeued")
         if place.rank != 0 or place.cluster == "debug":
             sys.exit(0)
+        _wait_for_signal(stop)
         said = f"{stopped} ({stop.signal.name if stop.signal else 'of another process'})"
         if place.cluster == "local":
             print(f"{said}: {'ending' if stop.signal == signal.SIGTERM else 'starting again'}", flush=True)
             sys.exit(0 if stop.signal == signal.SIGTERM else LOCAL_REQUEUE_CODE)
-        if not _runs_on(place.job, unknown=stop.signal != signal.SIGTERM):
+        state, ending = state_of(place.job, self.grace)
+        again = f"to go on, submit again with --run-dir {shlex.quote(self.run_dir)}"
+        if state not in ("RUNNING", None):
             print(f"{said}: Slurm ends the job, or has requeued it itself", flush=True)
             sys.exit(0)
+        if stop.signal == signal.SIGTERM and not ending:
+            raise InputError(
+                f"{said}, and not requeued: Slurm does not answer; {again}"
+                if state is None
+                else f"{said}, though the job is neither preempted nor near its time limit: a process of the "
+                f"job was killed (out of memory?); {again}"
+            )
         if place.restart >= self.max_restarts:
             raise InputError(
                 f"{said}, and not requeued: restart {place.restart} was the last of --max-restarts "
-                f"{self.max_restarts}; to go on, submit again with --run-dir {shlex.quote(self.run_dir)}"
+                f"{self.max_restarts}; {again}"
             )
         print(f"{said}: requeueing, restart {place.restart + 1} of {self.max_restarts}", flush=True)
-        _requeue(place.job)
+        requeue(place.job)
         sys.exit(0)
+
+    def _come_back_late(
+        self, place: "Place", stop: "StopRequest", leaving: threading.Lock, traces: "Traces"
+    ) -> None:
+        """Have the job started again though the main thread does not leave: it hangs in an exchange, say.
+
+        A checkpoint may be older then. In a thread, on SIGUSR2; `leaving` is held by whoever leaves.
+        """
+        grace = min(self.grace, LONGEST_GRACE)
+        time.sleep(grace / 2)
+        if stop.requested:  # the main thread has taken the signal: it may still be saving
+            time.sleep(grace / 4)
+        if not leaving.acquire(blocking=False):
+            return
+        stop.signal = stop.signal or signal.SIGUSR2
+        code: Any = 1
+        try:
+            self._come_back(place, stop, "hanging when it should stop", traces.failed_peers())
+        except SystemExit as left:
+            code = left.code
+        except Exception as error:
+            traces.write(error)
+            print(f"error: {error}", flush=True)
+        finally:
+            os._exit(code)
 
 
 def _remember_signals() -> list[int]:
@@ -175,11 +233,22 @@ def _remember_signals() -> list[int]:
     return came
 
 
+def _wait_for_signal(stop: "StopRequest") -> None:
+    """Another process's signal may come a moment before this one's, which tells why."""
+    deadline = time.monotonic() + SIGNAL_SECONDS
+    while stop.signal is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def _is_broken_exchange(error: Exception) -> bool:
     """Whether a peer has gone in an exchange: when an evaluation is given up, one leaves before another."""
+    import torch
     import torch.distributed as dist
 
-    return isinstance(error, (dist.DistError, RuntimeError)) and dist.is_initialized()
+    if isinstance(error, torch.cuda.OutOfMemoryError) or not dist.is_initialized():
+        return False
+    broken = isinstance(error, RuntimeError) and BROKEN.search(str(error)) is not None
+    return broken or isinstance(error, dist.DistError)
 
 
 def _leave_within(seconds: float, place: "Place") -> None:
@@ -192,28 +261,3 @@ def _leave_within(seconds: float, place: "Place") -> None:
     threading.Thread(target=end, name="leave", daemon=True).start()
     if place.cluster == "local" and place.size > 1:  # Slurm's srun does that by itself
         os.kill(os.getppid(), signal.SIGTERM)
-
-
-def _runs_on(job: str, unknown: bool) -> bool:
-    """Whether the job is running, and soon at its limit, rather than cancelled or requeued already.
-
-    `unknown`: the answer when Slurm gives none.
-    """
-    from slurm.cluster import job_state
-
-    state = job_state(job)
-    return unknown if state is None else state == "RUNNING"
-
-
-def _requeue(job: str) -> None:
-    for _ in range(SCONTROL_TRIES):
-        try:
-            answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reason = str(error)
-        else:
-            if answer.returncode == 0:
-                return
-            reason = " ".join(answer.stderr.split())
-        time.sleep(2.0)
-    raise RuntimeError(f"scontrol requeue {job} failed: {reason}; do it by hand, the run is saved")

@@ -12,6 +12,8 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from slurm.rendezvous import Place
@@ -49,18 +51,31 @@ class Traces:
         ranks = range(self.place.size)
         return [r for r in ranks if r != self.place.rank and (self.folder / self._name(r)).exists()]
 
-    def watch(self) -> None:
+    def write_where_it_is(self, reason: str) -> None:
+        """The trace of this process as it stands, for a reason that is no exception in it."""
+        with suppress(OSError):  # whoever calls this ends the process, come what may
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.path, "w") as file:
+                file.write(self._head() + f"{reason}; it was here:\n")
+                file.flush()
+                faulthandler.dump_traceback(file)
+
+    def watch(self, on_warning: Callable[[], None]) -> None:
         """From now on SIGTERM after a peer's failure ends this process, wherever it is; in the main thread.
 
-        Python must have a handler of SIGTERM, which alone runs when no peer has failed.
+        Python must have a handler of SIGTERM, which alone runs when no peer has failed. `on_warning` is
+        called on SIGUSR2, in a thread: the handler may wait for ever, when the main thread does.
         """
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(reading,), name="peers", daemon=True).start()
+        arguments = (reading, on_warning)
+        threading.Thread(target=self._watch, args=arguments, name="peers", daemon=True).start()
 
-    def _watch(self, reading: int) -> None:
+    def _watch(self, reading: int, on_warning: Callable[[], None]) -> None:
         while number := os.read(reading, 1):
+            if number[0] == signal.SIGUSR2:
+                on_warning()
             if number[0] == signal.SIGTERM:
                 self._end_if_a_peer_failed()
 
@@ -69,10 +84,7 @@ class Traces:
         while time.monotonic() < deadline:
             failed = self.failed_peers()
             if failed and not self.path.exists():
-                with open(self.path, "w") as file:
-                    file.write(self._head() + f"ended because rank {failed[0]} failed; it was here:\n")
-                    file.flush()
-                    faulthandler.dump_traceback(file)
+                self.write_where_it_is(f"ended because rank {failed[0]} failed")
             if failed:
                 time.sleep(1.0)  # for the main thread, should it be about to tell of an error of its own
                 os._exit(1)

@@ -41,6 +41,13 @@ def test_a_partition_has_nodes_and_a_limit(
     assert partition_facts(name) == facts
 
 
+@pytest.mark.parametrize(
+    ("gres", "count"), [("gpu", 1), ("gpu:a100", 1), ("gpu:a100:4(S:0,2),tmp:9", 4), ("tmp:3", 0), ("", 0)]
+)
+def test_a_gres_without_a_number_is_one(gres: str, count: int) -> None:
+    assert cluster.gpu_count(gres) == count
+
+
 def test_an_unknown_or_missing_partition_is_told_with_those_that_there_are(answers: dict[str, str]) -> None:
     with pytest.raises(InputError, match="--partition cpu: .* choose one of: long, gpu, free"):
         partition_facts("gpu,cpu")

@@ -1,6 +1,7 @@
 """From a command line to a plan and a script, without Slurm: nothing is asked, and nothing written."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,14 @@ def test_the_command_of_the_readme_asks_for_one_job_of_four_gpus_on_one_node(tmp
         f"output={tmp_path}/run/slurm/%j_0_log.out",
     }
     (srun,) = [line for line in lines if line.startswith("srun ")]
-    assert "--kill-on-bad-exit=1" in srun and "--wait=120" in srun and "--cpus-per-task=8" in srun
+    flags = {
+        "--kill-on-bad-exit=1",
+        "--wait=120",
+        "--cpus-per-task=8",
+        "--distribution=block",
+        "--export=ALL",
+    }
+    assert flags <= set(srun.split())
     assert lines[lines.index("# command") - 2] == f"cd {made.code}"  # whatever the set-up lines did
     assert not (tmp_path / "run").exists()
 
@@ -98,7 +106,7 @@ def test_a_profile_and_flags_meet_in_the_script(tmp_path: Path, monkeypatch: pyt
     )
     monkeypatch.setenv(cluster.PROFILE_VARIABLE, str(profile))
     monkeypatch.setenv("KEY", "a'b")
-    text = planned(
+    made = planned(
         "--config",
         PISR,
         "--gpus",
@@ -109,7 +117,8 @@ def test_a_profile_and_flags_meet_in_the_script(tmp_path: Path, monkeypatch: pyt
         "mine",
         "--slurm",
         "nice=5",
-    ).sbatch_script()
+    )
+    text = made.sbatch_script()
     for line in (
         "partition=gpu",
         "account=mine",
@@ -124,9 +133,59 @@ def test_a_profile_and_flags_meet_in_the_script(tmp_path: Path, monkeypatch: pyt
     ):
         assert f"#SBATCH --{line}\n" in text
     setup = text[text.index("# setup") :].splitlines()[1:5]
-    assert setup[:2] == ["module load cuda", "export KEY='a'\"'\"'b'"]
-    assert "export NCCL_SOCKET_IFNAME=ib0" in text and "ABSENT" not in text
-    assert re.search(r"--cpus-per-task=5 singularity exec image.sif python -u -m submitit", text)
+    assert setup[0].startswith("export DETECTRON2_DATASETS=")  # the profile's lines may set another
+    assert setup[1:3] == ["module load cuda", "export NCCL_SOCKET_IFNAME=ib0"]
+    assert re.search(r""" bash -c '.*' - singularity exec image.sif python -u -m submitit""", text)
+    # Handed over by sbatch: neither in the script nor on the screen.
+    assert "a'b" not in text and "KEY" not in text
+    assert "pass_env: ABSENT is not set here" in made.warnings[0] and "KEY is" not in str(made.warnings)
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("gpus-per-node=a100:2", "gpus-per-node=a100:2"),
+        ("gpus_per_node=a100", "gpus-per-node=a100:2"),
+        ("gres=gpu:a100,tmp:1", "gres=gpu:a100:2,tmp:1"),
+        ("gpus=a100:4", "gpus=a100:4"),
+    ],
+)
+def test_a_kind_of_gpu_takes_the_place_of_the_plain_number(tmp_path: Path, key: str, line: str) -> None:
+    """Also before a profile's own kind."""
+    profile = tmp_path / "site.yaml"
+    profile.write_text("slurm: {gres: 'gpu:h100'}\n")
+    base = ("--config", PISR, "--nodes", "2", "--run-dir", str(tmp_path / "r"), "--profile", str(profile))
+    for more, expected in ((("--slurm", key), line), ((), "gres=gpu:h100:2")):
+        lines = planned(*base, "--gpus", "4", *more).sbatch_script().splitlines()
+        found = [one for one in lines if one.startswith(("#SBATCH --gres", "#SBATCH --gpus"))]
+        assert found == [f"#SBATCH --{expected}"]
+    assert "gres" not in planned(*base, "--gpus", "0").sbatch_script()
+
+
+def test_switches_and_flags_of_a_profile(tmp_path: Path) -> None:
+    profile = tmp_path / "site.yaml"
+    profile.write_text(
+        "slurm: {exclusive: true, contiguous: false, reservation: theirs, export: NONE}\npass_env: [PATH]\n"
+    )
+    base = ("--config", PISR, "--run-dir", str(tmp_path / "r"), "--profile", str(profile))
+    lines = planned(*base, "--reservation", "mine").sbatch_script().splitlines()
+    assert {"#SBATCH --exclusive", "#SBATCH --reservation=mine", "#SBATCH --export=PATH"} <= set(lines)
+    assert not any("contiguous" in line or "theirs" in line for line in lines)
+    profile.write_text("slurm: {partition: gpu}\n")
+    with pytest.raises(InputError, match="use --partition .in a profile: the key partition"):
+        planned(*base)
+
+
+def test_an_early_signal_does_not_end_what_srun_starts(tmp_path: Path) -> None:
+    """Real processes: ignored from the shell on, and over exec, until Python takes it."""
+    code = (
+        "import os, signal, sys; os.kill(os.getpid(), signal.SIGUSR2); "
+        "signal.signal(signal.SIGUSR2, lambda *_: print('taken', sys.argv[1])); "
+        "os.kill(os.getpid(), signal.SIGUSR2)"
+    )
+    command = f"{plan.IGNORE_EARLY} env {shlex.quote(sys.executable)} -c {shlex.quote(code)} 'a b'"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "taken a b\n")
 
 
 @pytest.mark.parametrize(
@@ -163,6 +222,17 @@ def test_the_example_profile_is_one() -> None:
         (("--config", PISR, "--gpus", "3", "--nodes", "2"), "--gpus 3 cannot be split over 2 nodes"),
         (("--config", PISR, "--gpus", "5"), "IMS_PER_BATCH 16 cannot be dealt to 5 processes"),
         (("--config", PISR, "--slurm", "signal=USR1"), "signal is the launcher's"),
+        (
+            ("--config", PISR, "--slurm", "cpus_per_task=2"),
+            "--slurm cpus-per-task=…: use --cpus-per-task (in",
+        ),
+        (("--config", PISR, "--slurm", "ntasks-per-node=2"), "use --gpus and --nodes"),
+        (("--config", PISR, "--slurm", "reservation=x"), "use --reservation"),
+        (("--config", PISR, "--slurm", "job_name=x"), "use --name"),
+        (("--config", PISR, "--slurm", "N=2"), "give the long name"),
+        (("--config", PISR, "--slurm", "gres=gpu:a100:2"), "asks for 2 GPUs a node, but --gpus 1 for 1"),
+        (("--config", PISR, "--gpus", "0", "--slurm", "gpus=2"), "asks for 2 GPUs, but --gpus 0 for 0"),
+        (("--config", PISR, "--time", "3", "--grace", "61"), "leaves less than 2 min before the 61 s"),
         (("--config", PISR, "--run-dir", "a%j"), "Slurm cannot write logs below a path with %"),
         (("--config", PISR, "--", "OUTPUT_DIR", "x"), "set it by --run-dir"),
         (("--config", PISR, "--time", "soon"), "--time soon: not a time"),
@@ -191,7 +261,13 @@ def test_restarts_follow_from_time_limit_and_speed(tmp_path: Path) -> None:
     assert not any("too few" in warning for warning in made.warnings)
     few = planned(*base, "--seconds-per-iteration", "0.5", "--max-restarts", "3")
     assert "--max-restarts 3 is too few" in few.warnings[0]
-    assert planned(*base).restarts.needed == 8  # 200 h at the assumed second
+    assert made.restarts.explanation.endswith(
+        "4 restart(s) and 100 spare, since preemptions and failing nodes count too"
+    )
+    assumed = planned(*base).restarts  # 600 h at three times the assumed second
+    assert assumed.needed == 25 and "1 s an iteration (assumed, times 3 to be safe)" in assumed.explanation
+    unlimited = planned(*base[:-1], "UNLIMITED")
+    assert unlimited.limit_minutes is None and "#SBATCH --time=0\n" in unlimited.sbatch_script()
 
 
 def test_the_speed_is_that_of_this_run_or_of_one_like_it(tmp_path: Path) -> None:

@@ -99,6 +99,24 @@ def test_a_copy_that_does_not_answer_is_left_behind(tmp_path: Path, caplog: pyte
             assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
 
 
+def test_a_restart_that_was_killed_while_it_waited_is_no_hindrance(tmp_path: Path) -> None:
+    """Restart 0 hangs and holds the lock, restart 1 has written its lease and dies: restart 2 takes over."""
+    with copy(tmp_path, "7", 0) as old:
+        os.kill(old.pid, signal.SIGSTOP)
+        command = [sys.executable, "-c", COPY, str(tmp_path), "7", "1", "looks"]
+        waiting = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 30
+        while read_lease(tmp_path).restart != 1:
+            assert time.monotonic() < end and waiting.poll() is None
+            time.sleep(0.05)
+        waiting.kill()
+        waiting.wait()
+        with owned(tmp_path, Claim("7", 2), patience=0.5) as fence:
+            fence()
+            assert read_lease(tmp_path).restart == 2
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["restart"] == 2
+
+
 @pytest.mark.parametrize(
     ("job", "restart", "other", "other_restart"),
     [("7", 1, "7", 1), ("7", 1, "7", 0), ("7", 0, "8", 5), ("", 0, "7", 1), ("7", 0, "", 0)],

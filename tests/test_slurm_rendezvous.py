@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from mask_former.errors import InputError
-from slurm.rendezvous import Place, join, port_of
+from slurm.rendezvous import GROUP_TIMEOUT, Place, join, port_of
 
 ROOT = Path(__file__).resolve().parent.parent
 # Imports once, then forks a process for each [rank, size, job, patience, way], which reports to a file.
 JOIN = """
-import json, os, sys
+import ctypes, json, os, sys
 from datetime import timedelta
 from detectron2.utils import comm
 from mask_former.errors import run_cli
@@ -25,10 +25,13 @@ def process(folder, rank, size, job, patience, way):
     os.dup2(file, 2)
     if way == "leaves":  # after the roll call, before the sum
         rendezvous.dist.init_process_group = lambda *given, **named: os._exit(9)
+    if way == "hangs":  # in C, in the sum
+        rendezvous.dist.all_reduce = lambda *given, **named: ctypes.CDLL(None).sleep(1000)
     place = rendezvous.Place(rank, size, rank, size, ("localhost",), job, 0, "local")
     def main():
         rendezvous.join(place, "gloo", patience)
-        print(comm.get_rank(), comm.get_local_size(), flush=True)
+        store = rendezvous.dist.distributed_c10d._get_default_store()
+        print(comm.get_rank(), comm.get_local_size(), store.timeout, flush=True)
         rendezvous.dist.destroy_process_group()
     return run_cli(main)
 
@@ -86,17 +89,20 @@ def test_one_process_needs_nobody() -> None:
 
 
 def test_all_find_each_other_or_name_who_is_missing(tmp_path: Path) -> None:
-    """Three jobs at a time: all come; rank 1 does not come; rank 1 leaves before the sum."""
+    """Four jobs at a time: all come; rank 1 does not come; it leaves before the sum; all hang in the sum."""
     whole: list[Case] = [(rank, 3, "whole", 30.0, "") for rank in range(3)]
     lacking: list[Case] = [(rank, 3, "lacking", 4.0, "") for rank in (0, 2)]
     leaving: list[Case] = [(0, 2, "leaving", 4.0, ""), (1, 2, "leaving", 4.0, "leaves")]
-    said = join_all(tmp_path, whole + lacking + leaving)
-    assert said[:3] == [(0, "0 3"), (0, "1 3"), (0, "2 3")]
+    hanging: list[Case] = [(rank, 2, "hanging", 4.0, "hangs") for rank in range(2)]
+    said = join_all(tmp_path, whole + lacking + leaving + hanging)
+    assert said[:3] == [(0, f"{rank} 3 {GROUP_TIMEOUT}") for rank in range(3)]
     for code, line in said[3:5]:
         assert code == 2 and line.startswith("error: after 4 s rank 1 on host localhost did not come"), line
-    (code, line), left = said[5:]
+    (code, line), left = said[5:7]
     assert left == (9, "") and code == 2
     assert "the first all-reduce by gloo failed" in line and "rank 1 on host localhost is missing" in line
+    for code, line in said[7:]:
+        assert code == 1 and "the first all-reduce by gloo failed (it hangs after 4 s); all" in line, line
 
 
 def test_without_the_first_process_the_others_say_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:

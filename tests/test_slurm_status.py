@@ -9,6 +9,7 @@ import pytest
 
 from mask_former.errors import InputError, run_cli
 from slurm import cluster, status
+from slurm.follow import Progress
 from slurm.status import status_of
 
 LAUNCH = {
@@ -97,6 +98,32 @@ def test_table_and_json_of_all_runs(run: Path, capsys: pytest.CaptureFixture[str
     assert status.main(["--json", str(run)]) == 0
     (one,) = json.loads(capsys.readouterr().out)
     assert one["seconds_left"] == 120.0 and one["folder"] == str(run)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"max_iter": "many"}'])
+def test_a_damaged_run_is_told_among_the_others(
+    run: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "launch.json").write_text(damage)
+    (other / "finished.json").write_text('{"max_iter": 3}')
+    assert status.main(["--all", "--root", str(run.parent)]) == 0
+    _, _, mine, damaged = capsys.readouterr().out.splitlines()
+    assert "40 / 100" in mine and "damaged" in damaged
+
+
+def test_progress_reads_each_line_once_and_a_new_file_anew(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.json"
+    progress = Progress(file)
+    assert progress.done() == 0
+    file.write_text('{"iteration": 4, "total_loss": 1}\n{"iteration": 5, "total')
+    assert progress.done() == 5 and progress.position == file.read_text().index("\n") + 1
+    with open(file, "a") as more:
+        more.write('_loss": 1}\n{"iteration": 5, "evaluated": 1}\n')
+    assert progress.done() == 6
+    file.write_text('{"iteration": 1, "total_loss": 1}\n')  # back to a checkpoint
+    assert progress.done() == 2
 
 
 def test_a_folder_without_a_run_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

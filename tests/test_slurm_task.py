@@ -1,5 +1,6 @@
 """How a process of a job leaves: who requeues, and when; whose trace is written. Without Slurm."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -7,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import pytest
+import torch
 
 from mask_former.errors import InputError
 from mask_former.training.stopping import StopRequest
+from slurm import ending
 from slurm import task as task_module
 from slurm.rendezvous import Place
 from slurm.task import TrainingTask
@@ -51,10 +55,23 @@ def test_the_task_survives_pickling_and_comes_back_as_itself() -> None:
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What Slurm says of the job's state; "requeued" collects the jobs that were requeued."""
-    says: dict[str, Any] = {"state": "RUNNING", "requeued": []}
-    monkeypatch.setattr("slurm.cluster.job_state", lambda job: says["state"])
-    monkeypatch.setattr(task_module, "_requeue", says["requeued"].append)
+    says: dict[str, Any] = {"state": "RUNNING", "times": {}, "requeued": []}
+
+    def ask(*command: str) -> str | None:
+        job = {"JobId": "7", "JobState": says["state"], "PreemptTime": "None", "EndTime": "Unknown"}
+        told = " ".join(f"{key}={value}" for key, value in {**job, **says["times"]}.items())
+        return f"{told}\n" if says["state"] and "scontrol" in command else None
+
+    monkeypatch.setattr("slurm.ending.ask", ask)
+    monkeypatch.setattr("slurm.cluster.ask", ask)
+    monkeypatch.setattr("slurm.ending.requeue", says["requeued"].append)
+    monkeypatch.setattr(task_module, "SIGNAL_SECONDS", 0.2)
     return says
+
+
+def at(seconds: float) -> str:
+    """So many seconds from now, as Slurm writes it."""
+    return f"{datetime.now() + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}"
 
 
 @pytest.mark.parametrize(
@@ -63,9 +80,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (place(), signal.SIGUSR2, "RUNNING", 0, True),
         (place(), signal.SIGUSR2, None, 0, True),  # Slurm does not answer, but it has warned
         (place(), signal.SIGUSR2, "PENDING", 0, False),  # requeued by someone else already
-        (place(), signal.SIGTERM, "RUNNING", 0, True),  # preempted, with time left
         (place(), signal.SIGTERM, "CANCELLED", 0, False),
-        (place(), signal.SIGTERM, None, 0, False),
         (place(), None, "RUNNING", 0, True),  # another process was signalled
         (place(rank=1), signal.SIGUSR2, "RUNNING", 0, False),
         (place(restart=1), signal.SIGUSR2, "RUNNING", 0, True),
@@ -83,6 +98,59 @@ def test_the_first_process_requeues_a_job_that_runs_on(
         task()._come_back(where, stop, "stopped", [])
     assert left.value.code == code
     assert slurm["requeued"] == (["7"] if requeued else [])
+
+
+@pytest.mark.parametrize(
+    ("times", "requeued"),
+    [
+        ({"PreemptTime": at(-1), "EndTime": at(9000)}, True),
+        ({"EndTime": at(80)}, True),  # within the grace of 90 s
+        ({"EndTime": at(9000), "PreemptEligibleTime": at(-60)}, False),
+        ({"EndTime": "Unknown", "PreemptTime": "N/A"}, False),
+    ],
+)
+def test_sigterm_in_a_job_that_runs_on_is_a_killed_process_unless_slurm_ends_it(
+    slurm: dict[str, Any], times: dict[str, str], requeued: bool
+) -> None:
+    stop, slurm["times"] = StopRequest(), times
+    stop.receive(signal.SIGTERM)
+    with pytest.raises(SystemExit if requeued else InputError) as left:
+        task()._come_back(place(), stop, "stopped", [])
+    assert slurm["requeued"] == (["7"] if requeued else [])
+    if not requeued:
+        assert "a process of the job was killed (out of memory?); to go on, submit again" in str(left.value)
+
+
+def test_sigterm_without_an_answer_of_slurm_is_no_success(slurm: dict[str, Any]) -> None:
+    stop, slurm["state"] = StopRequest(), None
+    stop.receive(signal.SIGTERM)
+    with pytest.raises(InputError, match="not requeued: Slurm does not answer; to go on, submit again"):
+        task()._come_back(place(), stop, "stopped", [])
+    assert slurm["requeued"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (
+            RuntimeError("[…/gloo/transport/tcp/pair.cc:538] Read error [::1]:5: Connection reset by peer"),
+            True,
+        ),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (torch.distributed.DistBackendError("ncclRemoteError: A call failed"), True),
+        (RuntimeError("NCCL communicator was aborted on rank 1."), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory, NCCL holds 1 GiB"), False),
+        (RuntimeError("stack expects each tensor to be equal size"), False),
+        (ValueError("Connection reset by peer"), False),
+    ],
+)
+def test_only_a_lost_peer_is_a_broken_exchange(
+    error: Exception, broken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not task_module._is_broken_exchange(error)  # without a group
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    assert task_module._is_broken_exchange(error) == broken
 
 
 def test_restarts_are_bounded_and_a_failure_is_no_reason_for_one(slurm: dict[str, Any]) -> None:
@@ -104,9 +172,9 @@ def test_a_refused_requeue_is_tried_again_and_then_told(
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho "busy now" >&2\nexit 1\n')
     scontrol.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(task_module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("slurm.ending.time.sleep", lambda seconds: None)
     with pytest.raises(RuntimeError, match="scontrol requeue 7 failed: busy now; do it by hand"):
-        task_module._requeue("7")
+        ending.requeue("7")
     assert (tmp_path / "calls").read_text() == "requeue 7\n" * 3
 
 
@@ -153,7 +221,7 @@ from pathlib import Path
 from slurm.rendezvous import Place
 from slurm.traces import Traces
 signal.signal(signal.SIGTERM, lambda *_: print("never"))
-Traces(Path(sys.argv[1]), Place(0, 2, 0, 2, ("node1",), "7", 0, "slurm")).watch()
+Traces(Path(sys.argv[1]), Place(0, 2, 0, 2, ("node1",), "7", 0, "slurm")).watch(lambda: print("warned"))
 print("hangs", flush=True)
 def in_an_exchange():
     while True:
@@ -176,3 +244,78 @@ def test_sigterm_ends_a_hanging_process_if_a_peer_failed(tmp_path: Path) -> None
     finally:
         process.kill()
         process.communicate()
+
+
+# First processes whose training hangs where no handler runs, and one that only takes long to leave.
+IN_C = """
+lock, c = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+c.pthread_mutex_lock(lock)
+c.pthread_mutex_lock(lock)"""
+FINISHES = """
+while not stop.requested:
+    time.sleep(0.1)
+time.sleep(2.5)"""
+# Imports once, then forks a process for each {job: [what it does, restart]}, which reports to a file.
+LEAVES = """
+import ctypes, json, os, sys, time
+from slurm import rendezvous, task
+from slurm.rendezvous import Place
+from tests.test_slurm_task import task as make
+
+def process(folder, job, does, restart):
+    file = os.open(f"{folder}/{job}", os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 1)
+    rendezvous.this_place = lambda: Place(0, 2, 0, 2, ("node1",), job, restart, "slurm")
+    def train(self, place, stop, traces):
+        print(os.getpid(), flush=True)
+        exec(does, globals() | locals())
+    task.TrainingTask._train = train
+    make(folder, grace=4.0)()
+
+children = []
+for job, (does, restart) in json.loads(sys.argv[2]).items():
+    child = os.fork()
+    if not child:
+        process(sys.argv[1], job, does, restart)
+        os._exit(0)
+    children.append(child)
+print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]))
+"""
+
+
+def test_a_first_process_that_hangs_is_requeued_too(tmp_path: Path) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho JobId=7 JobState=RUNNING\n')
+    scontrol.chmod(0o755)
+    cases = {  # job: what it does, restart
+        "hangs": (IN_C, 1),
+        "bounded": (IN_C, 2),
+        "leaves": (FINISHES, 1),  # its handler has run: it gets more time to leave by itself
+    }
+    parent = subprocess.Popen(
+        [sys.executable, "-c", LEAVES, str(tmp_path), json.dumps(cases)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        for job in cases:
+            while not (tmp_path / job).exists() or "\n" not in (tmp_path / job).read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            os.kill(int((tmp_path / job).read_text()), signal.SIGUSR2)
+        codes, _ = parent.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.communicate()
+    assert json.loads(codes) == [0, 1, 0]
+    said = {job: (tmp_path / job).read_text() for job in cases}
+    assert "hanging when it should stop (SIGUSR2): requeueing, restart 2 of 2\n" in said["hangs"]
+    assert "not requeued: restart 2 was the last of --max-restarts 2" in said["bounded"]
+    assert said["leaves"].count("\n") == 1
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [line for line in calls if line.startswith("requeue")] == ["requeue hangs"]

@@ -111,11 +111,13 @@ def owned(
     if before and before.job == claim.job and before.restart < claim.restart:
         logger.warning("taking the run over from restart %d on host %s", before.restart, before.host)
         fence = _write_lease(folder, claim)
-        lock = locked(folder, patience, may_break=lambda holder: _is_of(holder, before))
-        with lock, _watched(fence):
+        with (
+            locked(folder, patience, lambda holder: _is_earlier(holder, claim), asdict(claim)),
+            _watched(fence),
+        ):
             yield fence
     else:
-        with locked(folder, PATIENCE):
+        with locked(folder, PATIENCE, note=asdict(claim)):
             fence = _write_lease(folder, claim)
             with _watched(fence):
                 yield fence
@@ -125,9 +127,12 @@ def nothing_to_lose() -> None:
     """The fence of a run without a job: nobody takes it over."""
 
 
-def _is_of(holder: dict[str, Any], lease: Lease) -> bool:
-    """Whether the lock is held by the process that wrote the lease."""
-    return (holder.get("host"), holder.get("pid")) == (lease.host, lease.pid)
+def _is_earlier(holder: dict[str, Any], claim: Claim) -> bool:
+    """Whether the lock is held by an earlier copy of the job, the last one or, if that was killed while it
+    waited, one before it.
+    """
+    restart = holder.get("restart")
+    return holder.get("job") == claim.job and isinstance(restart, int) and restart < claim.restart
 
 
 def _write_lease(folder: Path, claim: Claim) -> Fence:

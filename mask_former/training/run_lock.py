@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,14 +30,18 @@ _held_guard = threading.Lock()
 
 @contextmanager
 def locked(
-    folder: str | Path, patience: float = 10.0, may_break: Callable[[dict[str, Any]], bool] | None = None
+    folder: str | Path,
+    patience: float = 10.0,
+    may_break: Callable[[dict[str, Any]], bool] | None = None,
+    note: Mapping[str, Any] | None = None,
 ) -> Iterator[None]:
     """Be the only run that writes to `folder`, which is made if need be; for a run's main process only.
 
     InputError names the holder when another run, of this process or any other, is there; one that is just
     dying is given `patience` seconds. The lock dies with its process, however that ends. Where the file
     system has no locks, a warning is all. `may_break`: given what the lock file says of its holder, whether
-    the lock is taken from it when `patience` is over, in place of an error (lease.py knows when).
+    the lock is taken from it when `patience` is over, in place of an error (lease.py knows when). `note`:
+    more that the lock file says of this holder, for such a question.
 
     It is a POSIX record lock: forked data-loader workers, which may outlive a killed trainer, do not inherit
     it, and NFS knows it. Its price: it is lost when this process closes any other descriptor of run.lock.
@@ -49,7 +53,7 @@ def locked(
             raise InputError(refusal(folder, f"pid {os.getpid()} itself, in another run"))
         _held[key] = owner = os.getpid()
     try:
-        handle = _open_locked(folder, patience, may_break)
+        handle = _open_locked(folder, patience, may_break, note or {})
         try:
             yield
         finally:
@@ -76,7 +80,12 @@ def cannot_write(folder: Path, error: OSError) -> str:
     )
 
 
-def _open_locked(folder: Path, patience: float, may_break: Callable[[dict[str, Any]], bool] | None) -> int:
+def _open_locked(
+    folder: Path,
+    patience: float,
+    may_break: Callable[[dict[str, Any]], bool] | None,
+    note: Mapping[str, Any],
+) -> int:
     """Descriptor of the locked lock file, which names this process."""
     path = folder / LOCK_FILE
     deadline = time.monotonic() + patience
@@ -86,7 +95,7 @@ def _open_locked(folder: Path, patience: float, may_break: Callable[[dict[str, A
         try:
             if _lock(handle, path):
                 if _is_at(handle, path):
-                    _write_holder(handle, folder)
+                    _write_holder(handle, folder, note)
                     return handle
             elif time.monotonic() >= deadline:
                 if may_break is None or not may_break(_named(path)):
@@ -136,8 +145,9 @@ def _is_at(handle: int, path: Path) -> bool:
         return False
 
 
-def _write_holder(handle: int, folder: Path) -> None:
+def _write_holder(handle: int, folder: Path, note: Mapping[str, Any]) -> None:
     holder = {
+        **note,
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "user": user_name(),

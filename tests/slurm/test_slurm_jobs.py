@@ -173,6 +173,23 @@ def test_a_rank_that_raises_ends_the_job_with_every_trace(shop: Workplace, tmp_p
     assert job["JobState"] == "FAILED" and job["Restarts"] == "0"
 
 
+def test_a_process_that_is_killed_fails_the_job(shop: Workplace, tmp_path: Path) -> None:
+    """As the kernel does when memory is short: no trace, and Slurm sends SIGTERM to the others."""
+    run = tmp_path / "run"
+    kills = (
+        "        if self.iter == 2 and comm.get_rank() == 1:\n"
+        "            __import__('os').kill(__import__('os').getpid(), 9)\n"
+        "        if self.iter == 2:  # as in an evaluation\n"
+        "            with self.stop.may_interrupt(1):\n"
+        "                time.sleep(60)\n"
+    )
+    with shop.edited(TRAINER, STEP, kills):
+        shop.submit(run, "--gpus", "2")
+    job = shop.wait_for_state(job_of(run), "FAILED", "COMPLETED", "NODE_FAIL")
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
+    assert "(SIGTERM), though the job is neither preempted nor near its time limit: a process" in log(run)
+
+
 def test_a_cancelled_job_saves_and_stays_cancelled(shop: Workplace, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with shop.edited(TRAINER, STEP, SLOW.format(seconds=0.4)):
@@ -194,8 +211,10 @@ def test_a_time_limit_and_no_restart_left_fail_with_a_line(shop: Workplace, tmp_
     """Slurm sends the signal at the time asked for, or up to half a minute earlier."""
     run = tmp_path / "run"
     said = shop.submit(
-        run, "--gpus", "1", "--time", "1", "--grace", "20", "--max-restarts", "0", SOLVER__MAX_ITER="100000"
+        run, "--gpus", "1", "--time", "4", "--grace", "20", "--max-restarts", "0", SOLVER__MAX_ITER="100000"
     )
+    # a limit that leaves no two minutes is refused at submission: it is shortened afterwards
+    shop.cluster.run("scontrol", "update", f"jobid={job_of(run)}", "timelimit=1")
     assert "warning: --max-restarts 0 is too few" in said
     job = shop.wait_for_state(job_of(run), "FAILED", "TIMEOUT", "COMPLETED", seconds=100)
     assert job["JobState"] == "FAILED"
@@ -240,7 +259,7 @@ def test_a_sweep_of_two_configs_and_two_seeds_is_completed_by_the_same_command(
         (("--gpus", "12", "--nodes", "3"), "--nodes 3, but partition main has 2 with 4 GPUs"),
         (("--profile", "unheard"), "--profile unheard: no such file"),
         (("--gpus", "3"), "SOLVER.IMS_PER_BATCH 4 cannot be dealt to 3 processes"),
-        (("--slurm", "qos=unheard", "--slurm", "licenses=none:1"), "Slurm refuses the job: "),
+        (("--qos", "unheard", "--slurm", "licenses=none:1"), "Slurm refuses the job: "),
     ],
 )
 def test_what_cannot_run_is_refused_before_it_is_queued(
