@@ -50,6 +50,11 @@ def settings_as_input() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
+def bad_input(message: str) -> InputError:
+    """An error that tools show as one line; for parts of this package that do not know mask_former."""
+    return InputError(message)
+
+
 def require_both_parts(cfg: CfgNode) -> None:
     """InputError when PISR's predictor or its criterion is configured with MaskFormer's other half."""
     names = cfg.MODEL.MASK_FORMER

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mask_former.errors import InputError
-from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor, recorded_internals
+from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor, bad_input, recorded_internals
 from pisr_maskformer.visualization.heatmaps import covered, on_image
 
 
@@ -79,7 +78,7 @@ def observe(
     def keep(module: nn.Module, given: Any, outputs: Mapping[str, Any]) -> None:
         for stage in (outputs.get("initial", outputs), outputs):
             if not all(bool(stage[key].isfinite().all()) for key in ("pred_logits", "pred_masks")):
-                raise InputError(f"{called} gives values that are not finite; did its training diverge?")
+                raise bad_input(f"{called} gives values that are not finite; did its training diverge?")
         predicted.append(outputs)
 
     with (
