@@ -92,10 +92,10 @@ Rule = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what t
 def check_values(cfg: CfgNode) -> None:
     """InputError at the first value that can mean nothing, with its key and what is valid."""
     for key, (is_valid, mend) in RULES.items():
-        if not is_valid(_value(cfg, key)):
-            raise InputError(f"{key} is {_value(cfg, key)!r}; {mend}")
+        if not is_valid(value_of(cfg, key)):
+            raise InputError(f"{key} is {value_of(cfg, key)!r}; {mend}")
     for key, registry in REGISTRIES.items():
-        choose(registry, _value(cfg, key), key)
+        choose(registry, value_of(cfg, key), key)
     head = cfg.MODEL.SEM_SEG_HEAD
     if head.NORM == "GN" and head.CONVS_DIM % GROUPS:
         raise InputError(
@@ -103,7 +103,8 @@ def check_values(cfg: CfgNode) -> None:
         )
 
 
-def _value(cfg: CfgNode, key: str) -> Any:
+def value_of(cfg: CfgNode, key: str) -> Any:
+    """The value of a dotted key such as SOLVER.BASE_LR."""
     value: Any = cfg
     for part in key.split("."):
         value = value[part]

@@ -11,6 +11,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from mask_former.config_values import value_of
+
 RULES: dict[str, Callable[[float], float]] = {"linear": lambda k: k, "sqrt": math.sqrt}
 COUNTED = (
     "SOLVER.MAX_ITER",
@@ -30,10 +32,10 @@ def scale_to_batch(
     """
     k = cfg.SOLVER.IMS_PER_BATCH / recipe_batch
     new = {"SOLVER.BASE_LR": cfg.SOLVER.BASE_LR * RULES[rule](k)}
-    new |= {key: _iterations(_get(cfg, key), k) for key in COUNTED}
+    new |= {key: _iterations(value_of(cfg, key), k) for key in COUNTED}
     changes = []
     for key, value in new.items():
-        old = _get(cfg, key)
+        old = value_of(cfg, key)
         if key not in fixed and value != old:
             cfg.merge_from_list([key, value])
             changes.append((key, old, value))
@@ -45,9 +47,3 @@ def _iterations(count: Any, k: float) -> Any:
     if isinstance(count, (list, tuple)):
         return tuple(_iterations(one, k) for one in count)
     return max(1, round(count / k)) if count > 0 else count
-
-
-def _get(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
