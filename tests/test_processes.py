@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from toy_run import arguments, render
 from mask_former.optimizer import Clipping
 from mask_former.training.step import TrainingStep, distribute
 from tests.heard import heard
-from tests.resumable import RunServer
+from tests.resumable import ROOT, RunServer
 from tests.tiny import sample, tiny_model
 from tests.tiny_pisr import tiny_pisr
 
@@ -139,10 +141,16 @@ def test_bad_input_in_one_process_ends_both_with_one_line(tmp_path: Path) -> Non
     data = render(tmp_path / "datasets")
     for path in (data / "toy/train").iterdir():
         path.write_bytes(b"no image")
-    server = RunServer(data)
+    # the script itself: its processes are spawned, and run its imports again
     command = arguments(tmp_path / "run", "--num-processes", "2", **RUN)
-    code = server.wait(server.start(command, tmp_path / "log"))
-    server.close()
-    lines = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: ")]
-    assert code == 2 and len(lines) == 1 and "cannot be decoded" in lines[0]
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools/train_net.py", *command],
+        env={**os.environ, "DETECTRON2_DATASETS": str(data), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(lines) == 1 and "cannot be decoded" in lines[0], done.stderr
     assert os.listdir(tmp_path / "run")  # what there was stays

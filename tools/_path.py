@@ -2,7 +2,8 @@
 
 The project is not installed, so that what runs is always the code in this folder. Python puts a script's own
 folder first on its path; here the root takes that place, so that a tool's neighbours have one name,
-`tools.NAME`, however it was started, and no installed package called `tools` comes before ours.
+`tools.NAME`, however it was started, and no installed package called `tools` comes before ours. The script's
+folder goes to the end: a process that multiprocessing spawns gets this path and runs the script's imports again.
 """
 
 import sys
@@ -12,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def put_root_first(path: list[str], root: Path) -> None:
-    """Change `path` (sys.path) so that `root` stands on it, in place of root/tools where that comes first."""
+    """Change `path` (sys.path) so that `root` stands on it, first where root/tools did, which then is last."""
     first = Path(path[0]).resolve() if path and path[0] else Path.cwd()
     if first == root / "tools":
-        path[0] = str(root)
+        path[:] = [str(root), *path[1:], str(root / "tools")]
     elif str(root) not in path:
         path.insert(0, str(root))
 
