@@ -10,6 +10,7 @@ The same command with the same --run-dir goes on where a run ended. docs/slurm.m
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from slurm.plan import Plan, Run, make_plan, run_folder
 from slurm.submission import check_free, submit
 from slurm.sweep import sweep_runs
 from tools.project import read_config
+
+SIGNAL_VARIABLE = "SUBMITIT_PREEMPT_SIGNAL"  # of submitit, which would send another signal before the end
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,6 +79,11 @@ def _count(text: str) -> int:
 
 def plan_of(args: argparse.Namespace) -> Plan | None:
     """What to submit; None when every run of a sweep is finished."""
+    if os.environ.get(SIGNAL_VARIABLE, "USR2") != "USR2":
+        raise InputError(
+            f"{SIGNAL_VARIABLE}={os.environ[SIGNAL_VARIABLE]} is not supported: runs listen to SIGUSR2 "
+            f"(NCCL may take SIGUSR1); `unset {SIGNAL_VARIABLE}`"
+        )
     profile = load_profile(args.profile)
     if bool(args.config) == bool(args.sweep):
         raise InputError(

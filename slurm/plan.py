@@ -21,23 +21,19 @@ from mask_former.data.catalog import datasets_root
 from mask_former.errors import InputError
 from mask_former.training.git_state import CODE
 from slurm.cluster import Partition, Profile, parse_minutes, partition_facts
+from slurm.ending import granting_lines
 from slurm.fitting import check_batch, check_fits, divide, missing_data
 from slurm.restarts import SPARE, Estimate, estimate, measured_speed
 from slurm.sbatch_keys import FURTHER, more_keys, names_gpus, with_exported
 from slurm.snapshot import snapshot_name
 
+LOGS = "slurm"  # folder of the job's scripts and logs
 WAIT_SECONDS = 120  # of srun, from the first process's end to the last one's
 LEAST_SECONDS = 120  # of a start, before the grace: less would be spent on starting alone
 # A signal that comes before Python has its handlers would kill: it is ignored until then, over exec too.
 IGNORE_EARLY = """bash -c 'trap "" USR2; exec "$@"' -"""
-PASSED = (
-    "partition",
-    "account",
-    "qos",
-    "constraint",
-    "mem",
-    "cpus_per_task",
-)  # flags with a key in the profile
+# Flags with a key in the profile.
+PASSED = ("partition", "account", "qos", "constraint", "mem", "cpus_per_task")
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Plan:
 
     @property
     def logs(self) -> Path:
-        return self.root / "slurm"
+        return self.root / LOGS
 
     def sbatch_script(self) -> str:
         """The text that sbatch gets."""
@@ -116,7 +112,10 @@ def make_plan(args: argparse.Namespace, profile: Profile, root: Path, runs: Sequ
         tasks_per_node=tasks_per_node,
         python=f"{IGNORE_EARLY} {profile.python or shlex.quote(sys.executable)}",
         flags=("--auto-scale", "--lr-rule", args.lr_rule) if args.auto_scale else (),
-        parameters=_parameters(args, profile, asked, name, code, nodes, tasks_per_node, partition),
+        parameters={
+            **_parameters(args, profile, asked, name, code, nodes, tasks_per_node, partition),
+            "teardown": granting_lines(root / LOGS),
+        },
         code=code,
         limit_minutes=limit,
         max_restarts=max_restarts,

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def estimate(
 
 
 def measured_speed(folder: Path, config: str, gpus: int) -> tuple[float | None, str]:
-    """Seconds an iteration of the run in `folder`, or of one beside it with the same config and GPUs."""
+    """Seconds an iteration, with its share of the evaluations, of the run in `folder`.
+
+    Else of one beside it with the same config and GPUs.
+    """
     own = _speed(folder)
     if own:
         return own, "measured in this run"
@@ -63,8 +67,24 @@ def _age(path: Path) -> float:
 
 
 def _speed(folder: Path) -> float | None:
-    times = [row["time"] for row in read_rows(folder)[-ROWS:] if isinstance(row.get("time"), (int, float))]
+    rows = read_rows(folder)
+    seconds = step_seconds(rows)
+    return seconds + evaluation_share(rows) if seconds else None
+
+
+def step_seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """The median of an iteration lately; None without one."""
+    times = [row["time"] for row in rows[-ROWS:] if isinstance(row.get("time"), (int, float))]
     return statistics.median(times) if times else None
+
+
+def evaluation_share(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds of the evaluations, spread over the iterations that were done with them."""
+    evaluations = [row for row in rows if isinstance(row.get("evaluation_time"), (int, float))]
+    if not evaluations:
+        return 0.0
+    seconds = statistics.median(row["evaluation_time"] for row in evaluations)
+    return seconds * len(evaluations) / (evaluations[-1]["iteration"] + 1)
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

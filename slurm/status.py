@@ -23,7 +23,7 @@ from tabulate import tabulate
 from mask_former.errors import InputError, run_cli
 from mask_former.training.lease import read_lease
 from slurm.cluster import job_state
-from slurm.restarts import measured_speed, read_json, read_rows
+from slurm.restarts import evaluation_share, read_json, read_rows, step_seconds
 from slurm.sweep import is_finished
 
 FRESH_SECONDS = 600.0  # a row younger than that, or than some rows' time: the run is alive
@@ -59,10 +59,10 @@ def status_of(folder: Path, now: float | None = None) -> Status:
     evaluations = [row for row in rows if "evaluated" in row]
     max_iter = launch.get("max_iter")
     iteration = steps[-1]["iteration"] if steps else None
-    seconds, _ = measured_speed(folder, "", 0)
+    seconds = step_seconds(rows)
     left = None
     if seconds and max_iter and iteration is not None:
-        left = seconds * max(0, max_iter - iteration - 1)
+        left = (seconds + evaluation_share(rows)) * max(0, max_iter - iteration - 1)
     lease = read_lease(folder)
     job = launch.get("job")
     return Status(
@@ -109,7 +109,7 @@ def _state(folder: Path, launch: Mapping[str, Any], rows: Sequence[Mapping[str, 
 
 
 def _numbers(row: Mapping[str, Any], prefixes: tuple[str, ...]) -> dict[str, float]:
-    left_out = ("iteration", "evaluated")
+    left_out = ("iteration", "evaluated", "evaluation_time")
     return {
         name: value
         for name, value in row.items()

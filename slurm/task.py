@@ -10,7 +10,6 @@ The heavy imports come late: what comes before this module's handlers are there 
 
 import json
 import os
-import re
 import shlex
 import signal
 import sys
@@ -22,16 +21,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from mask_former.training.stopping import StopRequest
-    from slurm.rendezvous import Place
+    from slurm.place import Place
     from slurm.traces import Traces
 
 FINISHED_FILE = "finished.json"
 LEAVE_SECONDS = 20.0  # for a failed process to end in order
 SIGNAL_SECONDS = 3.0  # for this process's own signal to come, after another process's
 LONGEST_GRACE = 120.0  # of use to a first process that hangs: srun waits so long, once the others have left
-BROKEN = re.compile(  # what gloo and NCCL say when a peer has gone
-    r"\bgloo\b|\bNCCL\b|connection (closed|reset|refused)|broken pipe|pair closure", re.IGNORECASE
-)
+UNMET_IN_A_ROW = 2  # restarts in which the processes do not meet, before the job ends
+PEER_REQUEUES_SECONDS = 5.0
 LOCAL_REQUEUE_CODE = 144  # what submitit's local controller takes as a wish to start again
 
 
@@ -54,7 +52,8 @@ class TrainingTask:
         early = _remember_signals() if "SUBMITIT_DEBUG_JOB_ID" not in os.environ else None
         from mask_former.errors import is_input_error, one_line
         from mask_former.training.stopping import STOP_SIGNALS, RunStopped, StopRequest
-        from slurm.rendezvous import this_place
+        from slurm.ending import is_broken_exchange, leave_within
+        from slurm.place import Unmet, this_place
         from slurm.traces import Traces
 
         place, stop, leaving = this_place(), StopRequest(), threading.Lock()
@@ -80,13 +79,15 @@ class TrainingTask:
         except RunStopped as stopped:
             self._come_back(place, stop, str(stopped), traces.failed_peers())
         except Exception as error:
-            if stop.signal == signal.SIGUSR2 and _is_broken_exchange(error) and not traces.failed_peers():
+            if stop.signal == signal.SIGUSR2 and is_broken_exchange(error) and not traces.failed_peers():
                 self._come_back(place, stop, "stopped on request in an exchange", [])
+            if isinstance(error, Unmet) and self._meet_again(place, traces, str(error)):
+                sys.exit(0)
             traces.write(error)
             if is_input_error(error):
                 print(f"error: {one_line(error)} (rank {place.rank} on {os.uname().nodename})", flush=True)
             if early is not None:
-                _leave_within(LEAVE_SECONDS, place)
+                leave_within(LEAVE_SECONDS, place)
             raise
         return self.run_dir
 
@@ -100,6 +101,7 @@ class TrainingTask:
 
     def _train(self, place: "Place", stop: "StopRequest", traces: "Traces") -> None:
         from mask_former.training.lease import Claim
+        from slurm.ending import hears_nothing
         from slurm.rendezvous import join
         from tools import train_net
 
@@ -111,10 +113,15 @@ class TrainingTask:
         def last_words(line: str) -> None:
             print(f"error: {line}", flush=True)
             traces.write_where_it_is(line)
+            self._meet_again(place, traces, line)
 
-        join(place, self._backend(args.config_file, args.opts), self.patience, last_words)
+        backend = self._backend(args.config_file, args.opts)
+        join(place, backend, Path(self.run_dir), self.patience, last_words)
         if place.rank == 0:
             print(f"{place.size} process(es) on {', '.join(place.hosts)} work together", flush=True)
+            warning = hears_nothing(place.job) if place.cluster == "slurm" else ""
+            if warning:
+                print(f"warning: {warning}", flush=True)
         train_net.main(args, stop=stop, claim=Claim(place.job, place.restart))
         if place.rank == 0:
             self._mark_finished(args.config_file, args.opts)
@@ -195,8 +202,27 @@ class TrainingTask:
                 f"{self.max_restarts}; {again}"
             )
         print(f"{said}: requeueing, restart {place.restart + 1} of {self.max_restarts}", flush=True)
+        requeued = requeue(place.job)
+        # The batch script goes on when all have left; those that hang are ended by srun, for a failure here.
+        hanging = threading.current_thread() is not threading.main_thread()
+        sys.exit(1 if hanging and not requeued else 0)
+
+    def _meet_again(self, place: "Place", traces: "Traces", line: str) -> bool:
+        """Have the job started again when its processes do not meet, and say so; whether this process did.
+
+        Not at a first start, where a setting is wrong rather than a node bad, nor for ever: UNMET_IN_A_ROW.
+        """
+        from slurm.ending import requeue
+
+        before = traces.unmet_before()
+        if place.cluster != "slurm" or not 0 < place.restart < self.max_restarts or before >= UNMET_IN_A_ROW:
+            return False
+        if not traces.note_unmet(line):
+            time.sleep(PEER_REQUEUES_SECONDS)  # this one's end would have srun end that peer
+            return False
+        print(f"{line}: requeueing, {before + 1} of {UNMET_IN_A_ROW} times in a row", flush=True)
         requeue(place.job)
-        sys.exit(0)
+        return True
 
     def _come_back_late(
         self, place: "Place", stop: "StopRequest", leaving: threading.Lock, traces: "Traces"
@@ -205,6 +231,8 @@ class TrainingTask:
 
         A checkpoint may be older then. In a thread, on SIGUSR2; `leaving` is held by whoever leaves.
         """
+        from mask_former.training.run_lock import empty
+
         grace = min(self.grace, LONGEST_GRACE)
         time.sleep(grace / 2)
         if stop.requested:  # the main thread has taken the signal: it may still be saving
@@ -212,7 +240,9 @@ class TrainingTask:
         if not leaving.acquire(blocking=False):
             return
         stop.signal = stop.signal or signal.SIGUSR2
-        code: Any = 1
+        code: Any = (
+            1  # also where the job is only wished for: srun then ends the others, and the script goes on
+        )
         try:
             self._come_back(place, stop, "hanging when it should stop", traces.failed_peers())
         except SystemExit as left:
@@ -221,6 +251,7 @@ class TrainingTask:
             traces.write(error)
             print(f"error: {error}", flush=True)
         finally:
+            empty(self.run_dir)
             os._exit(code)
 
 
@@ -238,26 +269,3 @@ def _wait_for_signal(stop: "StopRequest") -> None:
     deadline = time.monotonic() + SIGNAL_SECONDS
     while stop.signal is None and time.monotonic() < deadline:
         time.sleep(0.05)
-
-
-def _is_broken_exchange(error: Exception) -> bool:
-    """Whether a peer has gone in an exchange: when an evaluation is given up, one leaves before another."""
-    import torch
-    import torch.distributed as dist
-
-    if isinstance(error, torch.cuda.OutOfMemoryError) or not dist.is_initialized():
-        return False
-    broken = isinstance(error, RuntimeError) and BROKEN.search(str(error)) is not None
-    return broken or isinstance(error, dist.DistError)
-
-
-def _leave_within(seconds: float, place: "Place") -> None:
-    """End this process by force if it has not ended by then; its peers on this machine hear of it."""
-
-    def end() -> None:
-        time.sleep(seconds)
-        os._exit(1)
-
-    threading.Thread(target=end, name="leave", daemon=True).start()
-    if place.cluster == "local" and place.size > 1:  # Slurm's srun does that by itself
-        os.kill(os.getppid(), signal.SIGTERM)

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from slurm.rendezvous import Place
+from slurm.place import Place
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,24 @@ class Traces:
                 file.write(self._head() + f"{reason}; it was here:\n")
                 file.flush()
                 faulthandler.dump_traceback(file)
+
+    def note_unmet(self, line: str) -> bool:
+        """That the processes of this start have not met; False when another one has noted it first."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self._unmet(self.place.restart), "x") as file:
+                file.write(f"{line}\n")
+        except FileExistsError:
+            return False
+        return True
+
+    def unmet_before(self) -> int:
+        """In how many starts in a row, up to the last one, the processes did not meet."""
+        earlier = range(self.place.restart - 1, -1, -1)
+        return next((n for n, one in enumerate(earlier) if not self._unmet(one).exists()), len(earlier))
+
+    def _unmet(self, restart: int) -> Path:
+        return self.folder / f"unmet_restart_{restart}.txt"
 
     def watch(self, on_warning: Callable[[], None]) -> None:
         """From now on SIGTERM after a peer's failure ends this process, wherever it is; in the main thread.

@@ -34,7 +34,7 @@ OPTIONS = {
     "TEST__EVAL_PERIOD": 12,
     "SEED": 3,
 }
-NOT_COMPARED = {"time", "data_time", "memory_mb"}
+NOT_COMPARED = {"time", "data_time", "memory_mb", "evaluation_time"}
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,3 +195,55 @@ def test_a_holder_whose_file_says_nothing_is_another_process(tmp_path, content):
     (tmp_path / LOCK_FILE).write_text(content)
     assert run_lock._holder(tmp_path / LOCK_FILE) == "another process"
     assert run_lock._holder(tmp_path / "missing") == "another process"
+
+
+def test_a_lock_of_another_host_may_be_one_that_outlived_it(tmp_path):
+    """As a server keeps it for a client that is down: told only where the holder is elsewhere."""
+    body = "print('held', flush=True); time.sleep(60)"
+    with holder(tmp_path, body):
+        said = json.loads((tmp_path / LOCK_FILE).read_text()) | {"host": "node9"}
+        with open(tmp_path / LOCK_FILE, "w") as file:
+            json.dump(said, file)
+        with pytest.raises(InputError) as refused, locked(tmp_path, patience=0):
+            pytest.fail("two runs write to one folder")
+    assert str(refused.value).endswith(f"(if node9 is down for good, {tmp_path / LOCK_FILE} may be removed)")
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_old", "waits"),
+    [({}, True, True), ({"host": socket.gethostname()}, True, False), ({}, False, False)],
+)
+def test_an_old_copy_on_another_host_is_given_time_to_say_that_it_has_ended(
+    tmp_path, monkeypatch, caplog, changed, is_old, waits
+):
+    """Locks may not reach across hosts. Here they do, and so do they for whatever no old copy has left."""
+    monkeypatch.setattr(run_lock, "SILENCE_SECONDS", 1.5)
+    caplog.set_level(logging.INFO)
+    path = tmp_path / LOCK_FILE
+    for says in (True, False):  # that it has ended, after half a second; nothing
+        path.write_text(json.dumps({"pid": 5, "host": "node9"} | changed))
+        timer = threading.Timer(0.5, lambda: os.truncate(path, 0) if says else None)  # noqa: B023
+        timer.start()
+        start = time.monotonic()
+        with locked(tmp_path, may_break=lambda said: is_old and said.get("pid") == 5):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+            seconds = time.monotonic() - start
+        timer.join()
+        assert seconds > (0.4 if says else 1.4) if waits else seconds < 0.4
+        assert not (says and seconds > 1.4)
+    assert caplog.text.count("still names pid 5 on host node9: waiting 1.5 s at most") == 2 * waits
+
+
+def test_a_process_empties_the_text_that_names_it_alone(tmp_path):
+    path = tmp_path / LOCK_FILE
+    run_lock.empty(tmp_path)  # holds nothing
+    with locked(tmp_path):
+        mine = path.read_text()
+        with open(path, "r+") as file:  # of a new copy, where locks do not reach across hosts
+            file.write(mine.replace(socket.gethostname(), "x" * len(socket.gethostname())))
+        run_lock.empty(tmp_path)
+        assert path.read_text()
+    assert path.read_text()
+    with locked(tmp_path):
+        run_lock.empty(tmp_path)
+        assert path.read_text() == ""

@@ -1,14 +1,21 @@
 """From a command line to a plan and a script, without Slurm: nothing is asked, and nothing written."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mask_former.errors import InputError
+from mask_former.training.hooks import EvaluationHook
+from mask_former.training.log import TrainingLog
+from mask_former.training.stopping import StopRequest
+from mask_former.training.writers import JsonWriter
 from slurm import cluster, launch, plan, restarts
 from slurm.cluster import Node, Partition, parse_minutes
 from slurm.plan import Plan
@@ -278,6 +285,47 @@ def test_the_speed_is_that_of_this_run_or_of_one_like_it(tmp_path: Path) -> None
     assert restarts.measured_speed(tmp_path / "run", PISR, 4) == (0.25, "measured in other")
     assert restarts.measured_speed(tmp_path / "run", PISR, 8) == (None, "")
     assert restarts.measured_speed(other, "", 0) == (0.25, "measured in this run")
+
+
+def test_evaluations_take_their_share_of_the_time(tmp_path: Path) -> None:
+    """Of 60 s (the median) each 100 iterations: 0.6 s each; a last one that is late changes nothing."""
+    rows = [{"iteration": n, "time": 0.5, "total_loss": 1.0} for n in range(0, 320, 10)]
+    rows += [
+        {"iteration": n, "evaluated": 1, "evaluation_time": s} for n, s in ((99, 60), (199, 20), (299, 90))
+    ]
+    (tmp_path / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert restarts.measured_speed(tmp_path, "", 0)[0] == pytest.approx(0.5 + 0.6)
+
+
+def test_an_evaluation_tells_how_long_it_took(tmp_path: Path) -> None:
+    log = TrainingLog(10, 20, [JsonWriter(tmp_path, 0)])
+
+    def evaluate() -> dict[str, dict[str, float]]:
+        time.sleep(0.2)
+        return {"panoptic_seg": {"PQ": 1.0}}
+
+    hook = EvaluationHook(
+        10, evaluate, best_metric="", save_best=lambda *_: None, log=log, stop=StopRequest()
+    )
+    hook.trainer = SimpleNamespace(iter=9, max_iter=20)
+    log.write(9, {"time": 3.0})
+    hook.after_step()
+    (row,) = [row for row in log.rows_on_file() if "evaluated" in row]
+    log.close()
+    assert 0.2 <= row["evaluation_time"] < 2.0
+    seconds, _ = restarts.measured_speed(tmp_path, "", 0)
+    assert seconds == pytest.approx(3.0 + row["evaluation_time"] / 10)
+
+
+def test_a_signal_that_submitit_alone_would_change_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = ("--config", PISR, "--run-dir", str(tmp_path / "run"))
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR2")
+    assert "#SBATCH --signal=USR2@90\n" in planned(*base).sbatch_script()
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+    with pytest.raises(InputError, match="SUBMITIT_PREEMPT_SIGNAL=USR1 is not supported.*`unset"):
+        planned(*base)
 
 
 def test_the_cluster_limits_gpus_and_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_a_later_restart_takes_over_and_the_old_copy_ends(tmp_path: Path) -> Non
     with copy(tmp_path, "7", 0) as old:
         time.sleep(0.2)
         with owned(tmp_path, Claim("7", 1)) as fence:
-            assert old.wait(10) == 2  # bad input, in one line
+            assert old.wait(30) == 2  # bad input, in one line
             written = len(lines(tmp_path))
             said = old.stderr.read()
             assert "belongs to restart 1 of job 7 on" in said and "restart 0 of job 7 ends" in said
@@ -80,6 +80,16 @@ def test_a_copy_that_never_looks_ends_within_seconds_too(tmp_path: Path) -> None
         with owned(tmp_path, Claim("7", 1)):
             assert time.monotonic() - began < 8
             assert old.wait(1) == TAKEN_OVER
+            assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+
+
+def test_a_copy_that_never_looks_says_that_it_has_ended(tmp_path: Path) -> None:
+    """In the lock file, which a new copy on another host waits for."""
+    with copy(tmp_path, "7", 0, looks=False) as old:
+        lease = json.loads((tmp_path / LEASE_FILE).read_text())
+        (tmp_path / LEASE_FILE).write_text(json.dumps(lease | {"token": "other", "restart": 1}))
+        assert old.wait(30) == TAKEN_OVER
+        assert (tmp_path / LOCK_FILE).read_text() == ""
 
 
 def test_a_copy_that_does_not_answer_is_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -93,7 +103,7 @@ def test_a_copy_that_does_not_answer_is_left_behind(tmp_path: Path, caplog: pyte
             assert "has not let go of it" in caplog.text
             written = len(lines(tmp_path))
             os.kill(old.pid, signal.SIGCONT)
-            assert old.wait(10) in (2, TAKEN_OVER)
+            assert old.wait(30) in (2, TAKEN_OVER)
             assert len(lines(tmp_path)) <= written + 1  # the line it was in the middle of
             fence()
             assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
@@ -192,6 +202,35 @@ def test_without_its_lease_nothing_more_is_written(tmp_path: Path) -> None:
         (tmp_path / LEASE_FILE).unlink()
         with pytest.raises(LeaseLost, match="is gone"):
             fence()
+
+
+@pytest.mark.parametrize(
+    ("lost_in", "there"), [("model_0000002.pth", []), ("last_checkpoint", ["model_0000002.pth"])]
+)
+def test_a_lease_lost_while_bytes_go_to_the_disk_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost_in: str, there: list[str]
+) -> None:
+    """Those of a checkpoint, or of the tag that makes it the one to resume from."""
+    lost, sync = [], os.fsync
+
+    def slow_fsync(handle: int) -> None:
+        sync(handle)
+        if os.readlink(f"/proc/self/fd/{handle}").startswith(f"{tmp_path}/.{lost_in}"):
+            lost.append(handle)
+
+    def fence() -> None:
+        if lost:
+            raise LeaseLost("lost")
+
+    checkpointer = Checkpointer(torch.nn.Linear(1, 1), str(tmp_path), fence=fence)
+    checkpointer.save("model_0000001")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr(os, "fsync", slow_fsync)
+    lost.clear()
+    with pytest.raises(LeaseLost):
+        checkpointer.save("model_0000002")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, *there])
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
 
 
 def test_a_run_without_a_job_leaves_no_lease(tmp_path: Path) -> None:

@@ -1,23 +1,31 @@
 """Processes of a job that find each other, or say who is missing and where. Real processes, without Slurm."""
 
 import json
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from mask_former.errors import InputError
-from slurm.rendezvous import GROUP_TIMEOUT, Place, join, port_of
+from slurm.place import Place
+from slurm.rendezvous import GROUP_TIMEOUT, join
+from slurm.store import PORT_TRIES, port_of
 
 ROOT = Path(__file__).resolve().parent.parent
 # Imports once, then forks a process for each [rank, size, job, patience, way], which reports to a file.
 JOIN = """
-import ctypes, json, os, sys
+import ctypes, json, os, sys, torch
 from datetime import timedelta
+from pathlib import Path
 from detectron2.utils import comm
 from mask_former.errors import run_cli
-from slurm import rendezvous
+from slurm import place as places, rendezvous, store as stores
+
+stores.KNOCK_SECONDS = 1.0
 
 def process(folder, rank, size, job, patience, way):
     file = os.open(f"{folder}/{job} {rank}", os.O_CREAT | os.O_WRONLY)
@@ -27,11 +35,16 @@ def process(folder, rank, size, job, patience, way):
         rendezvous.dist.init_process_group = lambda *given, **named: os._exit(9)
     if way == "hangs":  # in C, in the sum
         rendezvous.dist.all_reduce = lambda *given, **named: ctypes.CDLL(None).sleep(1000)
-    place = rendezvous.Place(rank, size, rank, size, ("localhost",), job, 0, "local")
+    place = places.Place(rank, size, rank, size, ("localhost",), job, 0, "local")
     def main():
-        rendezvous.join(place, "gloo", patience)
+        rendezvous.join(place, "gloo", Path(folder), patience)
         store = rendezvous.dist.distributed_c10d._get_default_store()
-        print(comm.get_rank(), comm.get_local_size(), store.timeout, flush=True)
+        said = [comm.get_rank(), comm.get_local_size(), store.timeout]
+        if way == "objects":
+            rendezvous.exchange_objects_within(timedelta(minutes=7))
+            group = comm._get_global_gloo_group()._get_backend(torch.device("cpu"))
+            said = [*comm.all_gather(rank), group.options._timeout]
+        print(*said, flush=True)
         rendezvous.dist.destroy_process_group()
     return run_cli(main)
 
@@ -60,6 +73,17 @@ def join_all(folder: Path, cases: list[Case]) -> list[tuple[int, str]]:
     return [(code, lines[-1] if lines else "") for code, lines in zip(codes, said, strict=True)]
 
 
+@contextmanager
+def listening(ports: list[int]) -> Iterator[None]:
+    """Other programs at these ports, which never answer."""
+    with ExitStack() as stack:
+        for port in ports:
+            taken = stack.enter_context(socket.socket(socket.AF_INET6))  # of IPv4 too
+            taken.bind(("::", port))
+            taken.listen()
+        yield
+
+
 def place(**changes: object) -> Place:
     fields = {
         "rank": 0,
@@ -85,27 +109,44 @@ def test_a_rank_runs_on_the_host_that_slurm_gives_it() -> None:
 
 
 def test_one_process_needs_nobody() -> None:
-    join(place(size=1), "gloo", 0.0)
+    join(place(size=1), "gloo", Path("nowhere"), 0.0)
 
 
 def test_all_find_each_other_or_name_who_is_missing(tmp_path: Path) -> None:
-    """Four jobs at a time: all come; rank 1 does not come; it leaves before the sum; all hang in the sum."""
-    whole: list[Case] = [(rank, 3, "whole", 30.0, "") for rank in range(3)]
-    lacking: list[Case] = [(rank, 3, "lacking", 4.0, "") for rank in (0, 2)]
-    leaving: list[Case] = [(0, 2, "leaving", 4.0, ""), (1, 2, "leaving", 4.0, "leaves")]
-    hanging: list[Case] = [(rank, 2, "hanging", 4.0, "hangs") for rank in range(2)]
-    said = join_all(tmp_path, whole + lacking + leaving + hanging)
-    assert said[:3] == [(0, f"{rank} 3 {GROUP_TIMEOUT}") for rank in range(3)]
-    for code, line in said[3:5]:
+    """Several jobs at a time: all come; rank 1 does not come; it leaves before the sum; all hang in the sum;
+    objects are exchanged with a timeout of their own; other programs have the first ports, or all.
+    """
+    jobs: dict[str, list[Case]] = {
+        "whole": [(rank, 3, "whole", 30.0, "") for rank in range(3)],
+        "lacking": [(rank, 3, "lacking", 4.0, "") for rank in (0, 2)],
+        "leaving": [(0, 2, "leaving", 4.0, ""), (1, 2, "leaving", 4.0, "leaves")],
+        "hanging": [(rank, 2, "hanging", 4.0, "hangs") for rank in range(2)],
+        "objects": [(rank, 2, "objects", 30.0, "objects") for rank in range(2)],
+        "taken": [(rank, 2, "taken", 30.0, "") for rank in range(2)],
+        "none": [(0, 2, "none", 5.0, "")],
+    }
+    taken, none = (
+        [port_of(place(job=job), attempt) for attempt in range(PORT_TRIES)] for job in ("taken", "none")
+    )
+    with listening(taken[:2] + none):
+        ended = iter(join_all(tmp_path, [case for cases in jobs.values() for case in cases]))
+    said = {job: [next(ended) for _ in cases] for job, cases in jobs.items()}
+    assert said["whole"] == [(0, f"{rank} 3 {GROUP_TIMEOUT}") for rank in range(3)]
+    for code, line in said["lacking"]:
         assert code == 2 and line.startswith("error: after 4 s rank 1 on host localhost did not come"), line
-    (code, line), left = said[5:7]
+    (code, line), left = said["leaving"]
     assert left == (9, "") and code == 2
     assert "the first all-reduce by gloo failed" in line and "rank 1 on host localhost is missing" in line
-    for code, line in said[7:]:
+    for code, line in said["hanging"]:
         assert code == 1 and "the first all-reduce by gloo failed (it hangs after 4 s); all" in line, line
+    assert said["objects"] == [(0, "0 1 0:07:00")] * 2  # not torch's half an hour
+    assert said["taken"] == [(0, f"{rank} 2 {GROUP_TIMEOUT}") for rank in range(2)]
+    assert json.loads((tmp_path / "rendezvous.json").read_text())["port"] == taken[2]
+    ((code, line),) = said["none"]
+    assert code == 2 and f"cannot listen on ports {none[0]} to {none[-1]} of localhost" in line, line
 
 
-def test_without_the_first_process_the_others_say_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_first_process_the_others_say_where_it_should_be(tmp_path: Path) -> None:
     alone = place(rank=1, size=2, hosts=("localhost",), job="nobody comes")
     with pytest.raises(InputError, match="cannot reach rank 0 on localhost, port"):
-        join(alone, "gloo", 1.0)
+        join(alone, "gloo", tmp_path, 1.0)

@@ -29,7 +29,13 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     rows: list[dict[str, Any]] = [
         {"iteration": 19, "total_loss": 5.0, "loss_ce": 1.0, "time": 2.0},
-        {"iteration": 19, "panoptic_seg/PQ": 33.25, "sem_seg/mIoU": None, "evaluated": 2},
+        {
+            "iteration": 19,
+            "panoptic_seg/PQ": 33.25,
+            "sem_seg/mIoU": None,
+            "evaluated": 2,
+            "evaluation_time": 10.0,
+        },
         {"iteration": 39, "total_loss": 4.0, "loss_ce": 0.5, "time": 2.0, "lr": 0.1},
     ]
     (folder / "metrics.json").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"iterat')
@@ -51,7 +57,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_the_files_tell_progress_speed_losses_and_metrics(run: Path) -> None:
     one = status_of(run)
-    assert (one.iteration, one.max_iter, one.seconds_per_iteration, one.seconds_left) == (39, 100, 2.0, 120.0)
+    assert (one.iteration, one.max_iter, one.seconds_per_iteration, one.seconds_left) == (39, 100, 2.0, 150.0)
     assert (one.restarts, one.max_restarts, one.evaluated) == (1, 12, 19)
     assert one.losses == {"total_loss": 4.0, "loss_ce": 0.5}
     assert one.metrics == {"panoptic_seg/PQ": 33.25}
@@ -97,7 +103,7 @@ def test_table_and_json_of_all_runs(run: Path, capsys: pytest.CaptureFixture[str
     assert "a_seed0" in other and "not started" in other
     assert status.main(["--json", str(run)]) == 0
     (one,) = json.loads(capsys.readouterr().out)
-    assert one["seconds_left"] == 120.0 and one["folder"] == str(run)
+    assert one["seconds_left"] == 150.0 and one["folder"] == str(run)
 
 
 @pytest.mark.parametrize("damage", ["{", '{"max_iter": "many"}'])

@@ -20,7 +20,7 @@ from mask_former.errors import InputError
 from mask_former.training.stopping import StopRequest
 from slurm import ending
 from slurm import task as task_module
-from slurm.rendezvous import Place
+from slurm.place import Place, Unmet
 from slurm.task import TrainingTask
 from slurm.traces import Traces
 
@@ -148,9 +148,9 @@ def test_sigterm_without_an_answer_of_slurm_is_no_success(slurm: dict[str, Any])
 def test_only_a_lost_peer_is_a_broken_exchange(
     error: Exception, broken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not task_module._is_broken_exchange(error)  # without a group
+    assert not ending.is_broken_exchange(error)  # without a group
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    assert task_module._is_broken_exchange(error) == broken
+    assert ending.is_broken_exchange(error) == broken
 
 
 def test_restarts_are_bounded_and_a_failure_is_no_reason_for_one(slurm: dict[str, Any]) -> None:
@@ -165,17 +165,108 @@ def test_restarts_are_bounded_and_a_failure_is_no_reason_for_one(slurm: dict[str
     assert slurm["requeued"] == []
 
 
-def test_a_refused_requeue_is_tried_again_and_then_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho "busy now" >&2\nexit 1\n')
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder first in PATH, with an scontrol that writes down how it is called and exits with "code"."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    scontrol = folder / "scontrol"
+    scontrol.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho "busy" >&2\nexit $(cat {tmp_path}/code)\n'
+    )
     scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (folder / "sleep").symlink_to("/bin/true")
+    (tmp_path / "code").write_text("1")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr("slurm.ending.time.sleep", lambda seconds: None)
-    with pytest.raises(RuntimeError, match="scontrol requeue 7 failed: busy now; do it by hand"):
-        ending.requeue("7")
+    for name, value in {"JOB_ID": "8", "RESTART_COUNT": "2"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    return folder
+
+
+def batch_script(logs: Path, before: str) -> int:
+    """Exit code of the batch script's end, after a command in place of srun."""
+    lines = [before, *ending.granting_lines(logs)]
+    return subprocess.run(["bash", "-c", "\n".join(lines)], timeout=30, capture_output=True).returncode
+
+
+def test_what_a_process_cannot_requeue_the_batch_script_does(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Refused three times, or without scontrol, as in a container. A wish counts for its start alone."""
+    logs = tmp_path / "ein Lauf – é ' $HOME"
+    logs.mkdir()
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(logs))
+    assert not ending.requeue("7")
     assert (tmp_path / "calls").read_text() == "requeue 7\n" * 3
+    assert "scontrol requeue 7 failed: busy; it is left to the batch script" in capfd.readouterr().out
+    (tmp_path / "code").write_text("0")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    assert batch_script(logs, "exit_with() { return 9; }; exit_with") == 9  # of another start: the code stays
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert batch_script(logs, "false") == 0
+    assert (tmp_path / "calls").read_text() == "requeue 7\n" * 3 + "requeue 8\n"
+    assert batch_script(logs, "false") == 1 and not list(logs.iterdir())  # once
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert not ending.requeue("7") and ending.wish_file().exists()
+    assert "there is no scontrol here; it is left to the batch script" in capfd.readouterr().out
+
+
+def test_a_requeue_that_nobody_can_do_is_told(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path / "unheard"))
+    with pytest.raises(RuntimeError, match="scontrol requeue 7 failed: busy; do it by hand"):
+        ending.requeue("7")
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    ending.requeue("7")
+    assert batch_script(tmp_path, "true") == 1  # nor the script: a job that is not over has not succeeded
+
+
+def test_a_process_that_slurm_does_not_answer_says_so_at_its_start(
+    slurm: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ending.hears_nothing("7") == ""
+    slurm["state"] = None
+    assert "the batch script requeues the job" in (said := ending.hears_nothing("7")) and "\n" not in said
+
+
+def test_processes_that_do_not_meet_after_a_restart_are_given_two_more(
+    slurm: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a first start none; the first process to fail requeues, another one leaves it time for that."""
+    waited: list[float] = []
+    monkeypatch.setattr(task_module.time, "sleep", waited.append)
+
+    def again(restart: int, rank: int = 0, most: int = 9) -> bool:
+        where = place(rank, restart)
+        made = task(max_restarts=most)
+        return made._meet_again(where, Traces(tmp_path, where), "rank 1 on node2 did not come")
+
+    assert not again(0)
+    assert again(1) and not again(1, rank=1) and waited == [task_module.PEER_REQUEUES_SECONDS]
+    assert "rank 1 on node2 did not come: requeueing, 1 of 2 times in a row" in capsys.readouterr().out
+    assert again(2, rank=1) and not again(3)
+    assert again(5) and not again(6, most=6)  # restart 4 went well
+    assert slurm["requeued"] == ["7"] * 3
+
+
+def test_a_start_without_a_meeting_ends_the_process_in_order(
+    slurm: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With exit code 0 where it has requeued the job, else with the error."""
+
+    def train(self: TrainingTask, *_: Any) -> None:
+        raise Unmet("rank 1 on node2 did not come")
+
+    monkeypatch.setattr(TrainingTask, "_train", train)
+    monkeypatch.setenv("SUBMITIT_DEBUG_JOB_ID", "1")  # leaves the signals of this process alone
+    for restart, left in ((1, SystemExit), (0, Unmet)):
+        monkeypatch.setattr("slurm.place.this_place", lambda restart=restart: place(restart=restart))
+        with pytest.raises(left):
+            task(str(tmp_path))()
+    assert slurm["requeued"] == ["7"]
 
 
 def test_a_folder_that_is_not_shared_or_was_taken_is_told(tmp_path: Path) -> None:
@@ -218,7 +309,7 @@ def test_a_trace_tells_rank_host_and_error(tmp_path: Path) -> None:
 HANGS = """
 import ctypes, signal, sys
 from pathlib import Path
-from slurm.rendezvous import Place
+from slurm.place import Place
 from slurm.traces import Traces
 signal.signal(signal.SIGTERM, lambda *_: print("never"))
 Traces(Path(sys.argv[1]), Place(0, 2, 0, 2, ("node1",), "7", 0, "slurm")).watch(lambda: print("warned"))
@@ -258,14 +349,14 @@ time.sleep(2.5)"""
 # Imports once, then forks a process for each {job: [what it does, restart]}, which reports to a file.
 LEAVES = """
 import ctypes, json, os, sys, time
-from slurm import rendezvous, task
-from slurm.rendezvous import Place
+from slurm import place, task
+from slurm.place import Place
 from tests.test_slurm_task import task as make
 
 def process(folder, job, does, restart):
     file = os.open(f"{folder}/{job}", os.O_CREAT | os.O_WRONLY)
     os.dup2(file, 1)
-    rendezvous.this_place = lambda: Place(0, 2, 0, 2, ("node1",), job, restart, "slurm")
+    place.this_place = lambda: Place(0, 2, 0, 2, ("node1",), job, restart, "slurm")
     def train(self, place, stop, traces):
         print(os.getpid(), flush=True)
         exec(does, globals() | locals())

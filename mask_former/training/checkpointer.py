@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -74,7 +74,7 @@ class Checkpointer(DetectionCheckpointer):
         try:
             with replace_file(path, durable=True) as file:
                 torch.save(content, file)
-                self.fence()  # just before the file appears: writing may have taken long
+                self._fence_at_the_end(file)
             if name != BEST:
                 self.tag_last_checkpoint(path.name)
         except (OSError, RuntimeError) as error:  # PyTorch's writer wraps what the disk says
@@ -86,6 +86,13 @@ class Checkpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         with replace_file(self.folder / "last_checkpoint", durable=True) as file:
             file.write(last_filename_basename.encode())
+            self._fence_at_the_end(file)
+
+    def _fence_at_the_end(self, file: BinaryIO) -> None:
+        """Just before a file appears under its name: bringing it to the disk may take long."""
+        file.flush()
+        os.fsync(file.fileno())
+        self.fence()
 
     def _remove_old(self, newest: Path) -> None:
         """Keep `keep` periodic checkpoints up to the newest one; later ones are another run's, and stay."""

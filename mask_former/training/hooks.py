@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from mask_former.training.stopping import RunStopped, StopRequest
 logger = logging.getLogger(__name__)
 
 EVALUATED = "evaluated"  # in a row: it holds an evaluation's results, of this many kinds
+EVALUATION_TIME = "evaluation_time"  # beside them: the seconds that it took
 
 
 class CheckpointHook(HookBase):
@@ -90,13 +92,15 @@ class EvaluationHook(HookBase):
         return (self.period > 0 and done % self.period == 0) or done >= self.trainer.max_iter
 
     def _evaluate(self, iteration: int) -> None:
+        start = time.perf_counter()
         with same_random_state(), self.stop.may_interrupt(iteration):
             self.results = self.evaluate()
+        seconds = time.perf_counter() - start
         if comm.is_main_process():
             numbers = flatten_results_dict(self.results)
             if self.best_metric:
                 self._keep_best(iteration, numbers)
-            self.log.write(iteration, {**numbers, EVALUATED: len(self.results)})
+            self.log.write(iteration, {**numbers, EVALUATED: len(self.results), EVALUATION_TIME: seconds})
         comm.synchronize()
 
     def _keep_best(self, iteration: int, numbers: Mapping[str, Any]) -> None:

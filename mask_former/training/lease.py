@@ -6,9 +6,9 @@ write. So run.lease names the newest copy:
     {"token", "job", "restart", "host", "pid", "since"}
 
 A later restart of the same job writes its own name there, waits until the old copy has let go of the folder
-(run_lock.py), and goes on. The old copy looks before it writes a checkpoint or a row, and every few seconds;
-when it finds another name, it ends and writes nothing more. Any other run is refused as long as the folder is
-locked. A run without a job has no lease, and removes one that it finds.
+(run_lock.py) and, on another host, has said so, and goes on. The old copy looks before it writes a checkpoint
+or a row, and every few seconds; when it finds another name, it ends and writes nothing more. Any other run is
+refused as long as the folder is locked. A run without a job has no lease, and removes one that it finds.
 """
 
 import json
@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from mask_former.atomic_write import replace_file
 from mask_former.errors import InputError
-from mask_former.training.run_lock import cannot_write, locked, now
+from mask_former.training.run_lock import cannot_write, empty, locked, now
 
 logger = logging.getLogger(__name__)
 
@@ -165,9 +165,10 @@ def _watch(fence: Fence, over: threading.Event) -> None:
         try:
             fence()
         except LeaseLost as lost:
-            _end(lost)
+            _end(lost, fence.folder)
 
 
-def _end(lost: LeaseLost) -> NoReturn:
+def _end(lost: LeaseLost, folder: Path) -> NoReturn:
     print(f"error: {lost}", file=sys.stderr, flush=True)
+    empty(folder)  # the new copy may wait for that
     os._exit(TAKEN_OVER)

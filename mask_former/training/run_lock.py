@@ -24,7 +24,10 @@ logger = logging.getLogger(__name__)
 LOCK_FILE = "run.lock"
 NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 POLL_SECONDS = 0.2
+LONGEST_TEXT = 2**16  # of a lock file
+SILENCE_SECONDS = 60.0  # for an old copy elsewhere, from which a network file system may hide a new lease
 _held: dict[str, int] = {}  # folder -> process that holds it; a forked child finds its parent's entries here
+_handles: dict[str, int] = {}  # folder -> descriptor of its locked lock file
 _held_guard = threading.Lock()
 
 
@@ -53,17 +56,31 @@ def locked(
             raise InputError(refusal(folder, f"pid {os.getpid()} itself, in another run"))
         _held[key] = owner = os.getpid()
     try:
-        handle = _open_locked(folder, patience, may_break, note or {})
+        handle = _handles[key] = _open_locked(folder, patience, may_break, note or {})
         try:
             yield
         finally:
             if os.getpid() == owner:  # a forked child that leaves the body says nothing for its parent
-                with suppress(OSError):  # the text is a courtesy; closing is what frees the folder
-                    os.ftruncate(handle, 0)
+                empty(folder)
+            del _handles[key]
             os.close(handle)
     finally:
         with _held_guard:
             _held.pop(key, None)
+
+
+def empty(folder: str | Path) -> None:
+    """Say in the lock file that this process, which holds it, writes no more; for one that ends at once, too.
+
+    Nothing happens when it holds none, or the file names another process, as it may where locks do not reach
+    across hosts. Closing the file is what frees the folder; the text is all that such a file system tells.
+    """
+    handle = _handles.get(os.path.realpath(folder))
+    if handle is None:
+        return
+    with suppress(OSError):
+        if _is_this_process(_said(os.pread(handle, LONGEST_TEXT, 0))):
+            os.ftruncate(handle, 0)
 
 
 def refusal(folder: Path, holder: str) -> str:
@@ -71,6 +88,14 @@ def refusal(folder: Path, holder: str) -> str:
         f"OUTPUT_DIR {folder} is being written by {holder}; "
         "wait for it, stop it, or choose another OUTPUT_DIR"
     )
+
+
+def _refusal_by(folder: Path) -> str:
+    """By whom the lock file names; a network's lock may outlive a host that is down."""
+    path = folder / LOCK_FILE
+    host = _named(path).get("host")
+    down = f" (if {host} is down for good, {path} may be removed)"
+    return refusal(folder, _holder(path)) + (down if host and host != socket.gethostname() else "")
 
 
 def cannot_write(folder: Path, error: OSError) -> str:
@@ -95,11 +120,13 @@ def _open_locked(
         try:
             if _lock(handle, path):
                 if _is_at(handle, path):
+                    if may_break is not None:
+                        _wait_for_silence(handle, path, may_break)
                     _write_holder(handle, folder, note)
                     return handle
             elif time.monotonic() >= deadline:
                 if may_break is None or not may_break(_named(path)):
-                    raise InputError(refusal(folder, _holder(path)))
+                    raise InputError(_refusal_by(folder))
                 logger.warning("%s is taken from %s, which has not let go of it", path, _holder(path))
                 path.unlink(missing_ok=True)  # its lock is one on a file without a name now
             elif not waiting:
@@ -109,6 +136,30 @@ def _open_locked(
             os.close(handle)
             raise
         os.close(handle)
+        time.sleep(POLL_SECONDS)
+
+
+def _wait_for_silence(handle: int, path: Path, is_old: Callable[[dict[str, Any]], bool]) -> None:
+    """Until an old copy on another host says that it writes no more, SILENCE_SECONDS at most.
+
+    Where locks do not reach across hosts (NFS or Lustre mounted so), having the lock does not tell that. On
+    this host it does. A copy that was killed has said nothing, and is waited for in vain.
+    """
+    deadline = time.monotonic() + SILENCE_SECONDS
+    waiting = False
+    while time.monotonic() < deadline:
+        holder = _said(os.pread(handle, LONGEST_TEXT, 0))  # not by its path: closing that would drop the lock
+        if not is_old(holder) or holder.get("host") == socket.gethostname():
+            return
+        if not waiting:
+            logger.warning(  # seen before there is a log, too
+                "%s still names pid %s on host %s: waiting %g s at most for it to say that it has ended",
+                path,
+                holder.get("pid"),
+                holder.get("host"),
+                SILENCE_SECONDS,
+            )
+            waiting = True
         time.sleep(POLL_SECONDS)
 
 
@@ -172,10 +223,21 @@ def _holder(path: Path) -> str:
 
 def _named(path: Path) -> dict[str, Any]:
     try:
-        holder = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return _said(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def _said(text: bytes) -> dict[str, Any]:
+    try:
+        holder = json.loads(text)
+    except ValueError:
         return {}
     return holder if isinstance(holder, dict) else {}
+
+
+def _is_this_process(holder: Mapping[str, Any]) -> bool:
+    return (holder.get("pid"), holder.get("host")) == (os.getpid(), socket.gethostname())
 
 
 def user_name() -> str:

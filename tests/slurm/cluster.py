@@ -4,8 +4,9 @@
         cluster.run("sbatch", …)
 
 Everything lies in a folder of its own: key, sockets, spools, logs, devices, and a hosts file in which the
-nodes' names resolve. Partition `main` is the default; jobs of `urgent` preempt its jobs, by requeue. There is
-no accounting. However the tests end, a guard process ends what is left: run as a script, this file is it.
+nodes' names resolve. Jobs share a node, as far as its CPUs and GPUs go. Partition `main` is the default; jobs
+of `urgent` preempt its jobs, by requeue. There is no accounting. However the tests end, a guard process ends
+what is left: run as a script, this file is it.
 """
 
 import os
@@ -47,6 +48,7 @@ MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=64
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
 SlurmdParameters=config_overrides

@@ -26,7 +26,7 @@ OPTIONS = TINY | {
     "DATASETS.TEST": "()",
     "SEED": "3",
 }
-NOT_COMPARED = {"time", "data_time", "memory_mb"}
+NOT_COMPARED = {"time", "data_time", "memory_mb", "evaluation_time"}
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Workplace:
     def wait_for_rows(self, run: Path, count: int, seconds: float = 90) -> None:
         wait_until(lambda: len(steps(run)) >= count, seconds)
 
-    def wait_for_state(self, job: str, *states: str, seconds: float = 120) -> dict[str, str]:
+    def wait_for_state(self, job: str, *states: str, seconds: float = 240) -> dict[str, str]:
         wait_until(lambda: self.cluster.job(job)["JobState"] in states, seconds)
         return self.cluster.job(job)
 

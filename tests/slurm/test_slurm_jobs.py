@@ -5,13 +5,14 @@ which Slurm believes that they have a GPU each.
 """
 
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,20 @@ from tests.slurm.launcher import ROOT
 TRAINER, STEP = "mask_former/trainer.py", "        rates = learning_rates(self.step.optimizer)\n"
 # A job's first start waits in each step, so that what should hit it in the middle does.
 SLOW = "        time.sleep(0 if 'SLURM_RESTART_COUNT' in __import__('os').environ else {seconds})\n"
+ENDLESS = 100000  # iterations
+SHARING = ("--cpus-per-task", "1")  # with the default, two GPUs' processes have a node's CPUs for themselves
+RAISES = """\
+        if self.iter == 1 and comm.get_rank() == 1:
+            raise ValueError('rank 1 breaks')
+"""
+# As the kernel does when memory is short: no trace, and Slurm sends SIGTERM to the others.
+KILLS = """\
+        if self.iter == 2 and comm.get_rank() == 1:
+            __import__('os').kill(__import__('os').getpid(), 9)
+        if self.iter == 2:  # as in an evaluation
+            with self.stop.may_interrupt(1):
+                time.sleep(60)
+"""
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
@@ -51,9 +66,49 @@ def shop(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(autouse=True)
-def clean(cluster: Cluster) -> Iterator[None]:
-    yield
+def clean(request: pytest.FixtureRequest, cluster: Cluster) -> None:
+    """Nothing runs when a test begins, but for those that look at the jobs of `crowd`."""
+    if "crowd" not in request.fixturenames:
+        cluster.clear()
+
+
+@pytest.fixture(scope="module")
+def crowd(shop: Workplace, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders of jobs that mostly wait, side by side; the one of two nodes has ended."""
     cluster.clear()
+    root = tmp_path_factory.mktemp("crowd")
+    profile = root / "elsewhere.yaml"
+    profile.write_text(f"env: {{DETECTRON2_DATASETS: {root}/unheard}}\n")
+    cpus = ("--gpus", "0", "--tasks", "2")
+    jobs = {
+        "cancelled": (SLOW.format(seconds=1), cpus),
+        "limited": (
+            SLOW.format(seconds=0.2),
+            ("--gpus", "0", "--time", "4", "--grace", "80", "--max-restarts", "0"),
+        ),
+        "raises": (RAISES, ("--gpus", "2", *SHARING)),
+        "killed": (KILLS, cpus),
+        "no data": ("", ("--gpus", "0", "--profile", str(profile))),
+    }
+    for name, (more, flags) in jobs.items():
+        endless = {"SOLVER__MAX_ITER": str(ENDLESS)} if name in ("cancelled", "limited") else {}
+        with shop.edited(TRAINER, STEP, more):
+            said = shop.submit(root / name, *flags, **endless)
+        assert ("warning: --max-restarts 0 is too few" in said) == (name == "limited")
+    shop.submit(root / "two nodes", "--gpus", "4", "--nodes", "2", *SHARING, "--wait", SOLVER__MAX_ITER="2")
+    shorten(shop, root / "limited")
+    return {name: root / name for name in (*jobs, "two nodes")}
+
+
+def shorten(shop: Workplace, run: Path) -> None:
+    """The job's time limit, to a minute or two from now: one so short is refused at submission.
+
+    Slurm looks for limits every 30 s, and sends the signal up to half a minute before the time asked for.
+    """
+    shop.wait_for_rows(run, 1)
+    began = datetime.fromisoformat(shop.cluster.job(job_of(run))["StartTime"])
+    minutes = math.ceil(((datetime.now() - began).total_seconds() + 50) / 60)
+    shop.cluster.run("scontrol", "update", f"jobid={job_of(run)}", f"timelimit={minutes}")
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +123,66 @@ def undisturbed(shop: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def job_of(run: Path) -> str:
     return launch_record(run)["job"]
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(shop: Workplace, crowd: dict[str, Path]) -> None:
+    run = crowd["cancelled"]
+    shop.wait_for_rows(run, 3)
+    assert "belongs to job" in shop.submit(run, "--gpus", "2", expect=2)  # in use
+    shop.cluster.run("scancel", job_of(run))
+    job = shop.wait_for_state(job_of(run), "CANCELLED")
+    assert job["Restarts"] == "0"
+    wait_until(lambda: not processes_naming(str(run)), 20)
+    last = steps(run)[-1]["iteration"]
+    assert last < ENDLESS - 1
+    assert (run / "last_checkpoint").read_text() == f"model_{last:07d}.pth"
+    assert f"after iteration {last} (SIGTERM): Slurm ends the job" in log(run)
+    assert shop.cluster.job(job_of(run))["JobState"] == "CANCELLED"
+
+
+def test_a_time_limit_and_no_restart_left_fail_with_a_line(shop: Workplace, crowd: dict[str, Path]) -> None:
+    run = crowd["limited"]
+    job = shop.wait_for_state(job_of(run), "FAILED", "TIMEOUT", "COMPLETED", seconds=100)
+    assert job["JobState"] == "FAILED"
+    assert "not requeued: restart 0 was the last of --max-restarts 0; to go on, submit again" in log(run)
+    last = steps(run)[-1]["iteration"]
+    assert (run / "last_checkpoint").read_text() == f"model_{last:07d}.pth"
+
+
+def test_two_nodes_with_two_processes_each(crowd: dict[str, Path]) -> None:
+    run = crowd["two nodes"]
+    assert "4 process(es) on node1, node2 work together" in log(run), log(run)[-3000:]
+    assert "warning: Slurm does not answer" not in log(run)
+    assert json.loads((run / "finished.json").read_text())["max_iter"] == 2
+    assert len(steps(run)) == 2 and starts(run)[0]["world_size"] == 4
+
+
+def test_a_rank_that_raises_ends_the_job_with_every_trace(shop: Workplace, crowd: dict[str, Path]) -> None:
+    run = crowd["raises"]
+    job = shop.wait_for_state(job_of(run), "FAILED", "COMPLETED", "NODE_FAIL")
+    assert job["JobState"] == "FAILED" and job["Restarts"] == "0"
+    raised, other = (run / f"traces/{job_of(run)}/rank_{rank}_restart_0.txt" for rank in (1, 0))
+    assert (
+        datetime.fromisoformat(job["EndTime"]).timestamp() - raised.stat().st_mtime < 60
+    )  # others start meanwhile
+    assert "ValueError: rank 1 breaks" in raised.read_text()
+    assert "on_step" not in other.read_text() and "trainer.py" in other.read_text()
+
+
+def test_a_process_that_is_killed_fails_the_job(shop: Workplace, crowd: dict[str, Path]) -> None:
+    run = crowd["killed"]
+    job = shop.wait_for_state(job_of(run), "FAILED", "COMPLETED", "NODE_FAIL")
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
+    assert "(SIGTERM), though the job is neither preempted nor near its time limit: a process" in log(run)
+
+
+def test_data_that_a_node_does_not_see_is_told_in_its_log(shop: Workplace, crowd: dict[str, Path]) -> None:
+    """The launcher, which sees it, cannot know."""
+    run = crowd["no data"]
+    job = shop.wait_for_state(job_of(run), "FAILED", "COMPLETED", "NODE_FAIL")
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
+    (line,) = [line for line in log(run).splitlines() if line.startswith("error: ")]
+    assert f"{run.parent}/unheard" in line and "(rank 0 on node" in line, line
 
 
 def test_usr2_saves_requeues_and_resumes_the_submitted_code(
@@ -99,14 +214,6 @@ def test_usr2_saves_requeues_and_resumes_the_submitted_code(
     assert "+        time.sleep(" in patch and "edited after submission" not in patch
     assert second["git"]["diff"] == first["git"]["diff"]
     assert_same_run(run, undisturbed)
-
-
-def test_two_nodes_with_two_processes_each(shop: Workplace, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shop.submit(run, "--gpus", "4", "--nodes", "2", "--wait", SOLVER__MAX_ITER="2")
-    assert "4 process(es) on node1, node2 work together" in log(run), log(run)[-3000:]
-    assert json.loads((run / "finished.json").read_text())["max_iter"] == 2
-    assert len(steps(run)) == 2 and starts(run)[0]["world_size"] == 4
 
 
 def test_preempted_by_an_urgent_job_and_then_requeued_by_hand(
@@ -155,100 +262,43 @@ def test_a_node_is_given_up_while_the_old_copy_still_writes(
     assert_same_run(run, undisturbed)
 
 
-def test_a_rank_that_raises_ends_the_job_with_every_trace(shop: Workplace, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    breaks = (
-        "        if self.iter == 1 and comm.get_rank() == 1:\n            raise ValueError('rank 1 breaks')\n"
-    )
-    with shop.edited(TRAINER, STEP, breaks):
-        shop.submit(run, "--gpus", "2")
-    traces = run / "traces" / job_of(run)
-    wait_until(lambda: (traces / "rank_1_restart_0.txt").exists(), 90)
-    raised = time.monotonic()
-    shop.wait_for_state(job_of(run), "FAILED", "COMPLETED", "NODE_FAIL")
-    assert time.monotonic() - raised < 15
-    assert "ValueError: rank 1 breaks" in (traces / "rank_1_restart_0.txt").read_text()
-    assert "on_step" not in (other := (traces / "rank_0_restart_0.txt").read_text()) and "trainer.py" in other
-    job = shop.cluster.job(job_of(run))
-    assert job["JobState"] == "FAILED" and job["Restarts"] == "0"
-
-
-def test_a_process_that_is_killed_fails_the_job(shop: Workplace, tmp_path: Path) -> None:
-    """As the kernel does when memory is short: no trace, and Slurm sends SIGTERM to the others."""
-    run = tmp_path / "run"
-    kills = (
-        "        if self.iter == 2 and comm.get_rank() == 1:\n"
-        "            __import__('os').kill(__import__('os').getpid(), 9)\n"
-        "        if self.iter == 2:  # as in an evaluation\n"
-        "            with self.stop.may_interrupt(1):\n"
-        "                time.sleep(60)\n"
-    )
-    with shop.edited(TRAINER, STEP, kills):
-        shop.submit(run, "--gpus", "2")
-    job = shop.wait_for_state(job_of(run), "FAILED", "COMPLETED", "NODE_FAIL")
-    assert (job["JobState"], job["Restarts"]) == ("FAILED", "0")
-    assert "(SIGTERM), though the job is neither preempted nor near its time limit: a process" in log(run)
-
-
-def test_a_cancelled_job_saves_and_stays_cancelled(shop: Workplace, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with shop.edited(TRAINER, STEP, SLOW.format(seconds=0.4)):
-        shop.submit(run, "--gpus", "2")
-    shop.wait_for_rows(run, 3)
-    assert "belongs to job" in shop.submit(run, "--gpus", "2", expect=2)  # in use
-    shop.cluster.run("scancel", job_of(run))
-    job = shop.wait_for_state(job_of(run), "CANCELLED")
-    assert job["Restarts"] == "0"
-    wait_until(lambda: not processes_naming(str(run)), 20)
-    last = steps(run)[-1]["iteration"]
-    assert last < ITERATIONS - 1
-    assert (run / "last_checkpoint").read_text() == f"model_{last:07d}.pth"
-    assert f"after iteration {last} (SIGTERM): Slurm ends the job" in log(run)
-    assert shop.cluster.job(job_of(run))["JobState"] == "CANCELLED"
-
-
-def test_a_time_limit_and_no_restart_left_fail_with_a_line(shop: Workplace, tmp_path: Path) -> None:
-    """Slurm sends the signal at the time asked for, or up to half a minute earlier."""
-    run = tmp_path / "run"
-    said = shop.submit(
-        run, "--gpus", "1", "--time", "4", "--grace", "20", "--max-restarts", "0", SOLVER__MAX_ITER="100000"
-    )
-    # a limit that leaves no two minutes is refused at submission: it is shortened afterwards
-    shop.cluster.run("scontrol", "update", f"jobid={job_of(run)}", "timelimit=1")
-    assert "warning: --max-restarts 0 is too few" in said
-    job = shop.wait_for_state(job_of(run), "FAILED", "TIMEOUT", "COMPLETED", seconds=100)
-    assert job["JobState"] == "FAILED"
-    assert "not requeued: restart 0 was the last of --max-restarts 0; to go on, submit again" in log(run)
-    last = steps(run)[-1]["iteration"]
-    assert (run / "last_checkpoint").read_text() == f"model_{last:07d}.pth"
-
-
 def test_a_sweep_of_two_configs_and_two_seeds_is_completed_by_the_same_command(
     shop: Workplace, tmp_path: Path
 ) -> None:
-    """One of the four is killed; submitted again, the sweep runs that one alone."""
+    """One of the four is killed; submitted again, the sweep runs that one alone. Another one is warned: it
+    comes back alone, though its processes have no scontrol, as in a container.
+    """
     root = tmp_path / "sweep"
     names = ("maskformer_tiny", "maskformer_tiny_pisr")
     configs = [str(shop.code / f"configs/toy/{name}.yaml") for name in names]
     folders = [root / f"{name}_seed{seed}" for name in names for seed in (0, 5)]
-    sweep = ("--sweep", *configs, "--seeds", "0", "5", "--gpus", "1", "--parallel", "2")
+    profile = tmp_path / "container.yaml"
+    profile.write_text(f"python: env PATH=/nowhere '{sys.executable}'\n")
+    sweep = ("--sweep", *configs, "--seeds", "0", "5", "--gpus", "1", *SHARING, "--profile", str(profile))
     tiny = {"SOLVER__MAX_ITER": "3"}
-    shop.submit(root, *sweep, **tiny)
+    with shop.edited(TRAINER, STEP, SLOW.format(seconds=1.5)):
+        shop.submit(root, *sweep, "--parallel", "3", **tiny)
     array = job_of(folders[0]).split("_")[0]
     assert [job_of(folder) for folder in folders] == [f"{array}_{number}" for number in range(4)]
+    shop.wait_for_rows(folders[0], 1)
+    shop.cluster.run("scancel", "--signal=USR2", f"{array}_0")
     shop.wait_for_state(f"{array}_3", "RUNNING")
     shop.cluster.run("scancel", "--signal=KILL", f"{array}_3")
     wait_until(lambda: not shop.cluster.run("squeue", "-h", "-j", array).strip(), 120)
     assert [(folder / "finished.json").exists() for folder in folders] == [True, True, True, False]
-    said = shop.submit(root, *sweep, **tiny)
-    assert said.count("finished: ") == 3
+    said = log(folders[0])
+    assert said.count("warning: Slurm does not answer here") == 2  # at each start
+    assert "there is no scontrol here; it is left to the batch script" in said
+    assert [len(starts(folder)) for folder in folders[:3]] == [2, 1, 1]
+    assert starts(folders[0])[1]["start_iteration"] > 0
+    again = shop.submit(root, *sweep, **tiny)
+    assert again.count("finished: ") == 3
     shop.wait_for_state(job_of(folders[3]), "COMPLETED", "FAILED")
     assert all((folder / "finished.json").exists() for folder in folders)
-    seeds = [start["seed"] for folder in folders for start in starts(folder)]
-    assert seeds == [0, 5, 0, 5]
+    assert [starts(folder)[-1]["seed"] for folder in folders] == [0, 5, 0, 5]
     assert "nothing to submit" in shop.submit(root, *sweep, **tiny)
-    code, said = shop.launcher("--all", "--root", str(tmp_path), "--json", script="status")
-    assert code == 0 and [one["state"] for one in json.loads(said)] == ["finished"] * 4
+    code, text = shop.launcher("--all", "--root", str(tmp_path), "--json", script="status")
+    assert code == 0 and [one["state"] for one in json.loads(text)] == ["finished"] * 4
 
 
 @pytest.mark.parametrize(
