@@ -1,49 +1,30 @@
+import random
+
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import CropTransform, NoOpTransform
-from PIL import Image
+from detectron2.projects.point_rend import ColorAugSSDTransform
+from fvcore.transforms.transform import NoOpTransform
 
 from mask_former.data.augmentations import (
     CROP_TRIES,
-    AlignedResize,
     CategoryAreaCrop,
+    ColorJitter,
     PadToMultiple,
-    ResizeShortestEdge,
+    RandomFlip,
+    ResizeAndCrop,
     SegmentInput,
     crop_augmentations,
     detr_augmentations,
     flip_augmentations,
 )
+from mask_former.data.resize import AlignedResize, ResizeShortestEdge
 from mask_former.data.segments import SegmentMap
 from mask_former.errors import InputError
 
 
 def image_of(height: int, width: int, value: int = 50) -> np.ndarray:
     return np.full((height, width, 3), value, np.uint8)
-
-
-def test_labels_take_the_pixel_under_the_centre():
-    label = np.array([[0, 1, 70000]], np.int32)
-    # centres of four new pixels in the old row of three: 0.375, 1.125, 1.875, 2.625
-    resized = AlignedResize(1, 3, 2, 4).apply_segmentation(label)
-    np.testing.assert_array_equal(resized, [[0, 1, 1, 70000]] * 2)
-    assert resized.dtype == np.int32
-    np.testing.assert_array_equal(AlignedResize(1, 3, 1, 1).apply_segmentation(label), [[1]])
-
-
-def test_labels_agree_with_pillow_where_it_can_resize_them():
-    label = np.random.default_rng(0).integers(0, 200, (17, 23), dtype=np.uint8)
-    for height, width in ((31, 50), (11, 7)):  # no centre falls on the border of two pixels
-        theirs = Image.fromarray(label).resize((width, height), Image.NEAREST)
-        ours = AlignedResize(17, 23, height, width).apply_segmentation(label.astype(np.int32))
-        np.testing.assert_array_equal(ours, np.asarray(theirs))
-
-
-def test_shortest_edge_of_zero_leaves_the_image():
-    assert isinstance(ResizeShortestEdge(0, 100, "choice").get_transform(image_of(3, 4)), NoOpTransform)
-    resize = ResizeShortestEdge([6], 100, "choice").get_transform(image_of(3, 4))
-    assert isinstance(resize, AlignedResize) and (resize.new_h, resize.new_w) == (6, 8)
 
 
 def area_crop(index: np.ndarray, classes: list[int], max_area: float, monkeypatch) -> tuple[np.ndarray, int]:
@@ -106,20 +87,63 @@ def names(augmentations: list) -> list[str]:
 
 
 def test_steps_and_their_order():
-    jitter_flip_pad = ["ColorAugSSDTransform", "RandomFlip", "PadToMultiple"]
-    assert names(steps()) == ["ResizeShortestEdge", "RandomCrop", *jitter_flip_pad]
-    assert names(steps(single_category_max_area=0.75)) == [
-        "ResizeShortestEdge",
-        "CategoryAreaCrop",
-        *jitter_flip_pad,
-    ]
+    assert names(steps()) == ["ResizeAndCrop", "ColorJitter", "RandomFlip", "PadToMultiple"]
+    assert type(steps()[0].crop) is T.RandomCrop
+    by_area = steps(single_category_max_area=0.75)
+    assert names(by_area) == names(steps())
+    assert type(by_area[0].crop) is CategoryAreaCrop and by_area[0].crop.max_area == 0.75
     assert names(steps(crop=None, color_jitter=False, flip="none", pad_divisor=-1)) == ["ResizeShortestEdge"]
+
+
+def test_resize_and_crop_at_once_draw_and_give_what_they_give_one_after_the_other():
+    pixels = np.random.default_rng(0)
+    image = pixels.integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    segments = SegmentMap(
+        pixels.integers(0, 4, (5, 7), dtype=np.uint8).repeat(10, 0).repeat(10, 1), np.array([3, 3, 8])
+    )
+    resize = ResizeShortestEdge([0, 30, 61, 80], 200, "choice")
+    for crop in (T.RandomCrop("absolute", (32, 20)), CategoryAreaCrop("absolute_range", (9, 20), 0.7)):
+        one_by_one = T.AugmentationList([resize, crop])
+        at_once = T.AugmentationList([ResizeAndCrop(resize, crop)])
+        for seed in range(20):
+            results, following = [], []
+            for augmentations in (one_by_one, at_once):
+                np.random.seed(seed)
+                augmented = SegmentInput(image, segments)
+                augmentations(augmented)
+                results.append(augmented)
+                following.append(np.random.rand())
+            np.testing.assert_array_equal(results[0].image, results[1].image)
+            np.testing.assert_array_equal(results[0].sem_seg, results[1].sem_seg)
+            assert following[0] == following[1]
 
 
 def test_a_crop_larger_than_the_image_is_the_image():
     augmented = SegmentInput(image_of(8, 6), SegmentMap(np.zeros((8, 6), np.int32), np.zeros(0, np.int64)))
     T.AugmentationList(steps(crop=("absolute", (640, 640)), min_sizes=[0]))(augmented)
     assert augmented.image.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_colour_jitter_is_detectron2_s_value_for_value(seed):
+    image = np.random.default_rng(seed).integers(0, 256, (41, 37, 3), dtype=np.uint8)[:, 3:]
+    jittered = []
+    for jitter in (ColorAugSSDTransform("RGB"), ColorJitter()):
+        random.seed(seed)
+        jittered.append((jitter.apply_image(image), random.random()))
+    np.testing.assert_array_equal(jittered[0][0], jittered[1][0])
+    assert jittered[0][1] == jittered[1][1]  # and both drew as much
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_flips_exchange_left_and_right_of_image_and_label(dtype):
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    label = np.array([[0, 1, 2, 3], [4, 5, 6, 7]], dtype)
+    augmented = SegmentInput(image, SegmentMap(label, np.arange(7)))
+    RandomFlip(prob=1.0)(augmented)
+    np.testing.assert_array_equal(augmented.image, image[:, ::-1])
+    np.testing.assert_array_equal(augmented.sem_seg, [[3, 2, 1, 0], [7, 6, 5, 4]])
+    assert augmented.sem_seg.dtype == dtype
 
 
 def test_colour_jitter_changes_the_image_only():
@@ -147,9 +171,10 @@ def test_detr_crops_a_smaller_copy_half_of_the_time():
             image_of(8, 8), SegmentMap(np.zeros((8, 8), np.int32), np.zeros(0, np.int64))
         )
         transforms = T.AugmentationList(augmentations)(augmented)
-        crops = [step for step in transforms.transforms if isinstance(step, CropTransform)]
-        cropped += len(crops)
-        assert all(8 <= size <= 12 for crop in crops for size in (crop.w, crop.h))
+        *before, resize = (step for step in transforms.transforms if isinstance(step, AlignedResize))
+        cropped += len(before)
+        assert all(8 <= size <= 12 for step in before for size in (step.crop.w, step.crop.h))
+        assert (resize.crop.w, resize.crop.h) == (resize.new_w, resize.new_h)
         assert min(augmented.image.shape[:2]) == 16 and augmented.sem_seg.shape == augmented.image.shape[:2]
     assert 18 <= cropped <= 42
 

@@ -5,6 +5,7 @@ from PIL import Image
 
 from mask_former.data.id_map import (
     MAX_ID,
+    find_runs,
     measure_segments,
     read_class_map,
     read_id_map,
@@ -125,6 +126,15 @@ def test_unique_ids_equals_numpy():
         np.testing.assert_array_equal(values, np.unique(ids))
         np.testing.assert_array_equal(values[positions], ids)
         assert positions.shape == ids.shape
+
+
+def test_runs_go_through_rows_and_can_be_painted_anew():
+    runs = find_runs(np.array([[7, 7, 2], [2, 2, 7]]))
+    assert runs.values.tolist() == [2, 7]
+    assert runs.positions.tolist() == [1, 0, 1] and runs.lengths.tolist() == [2, 3, 1]
+    painted = runs.paint(np.array([5, 0], np.uint8))
+    np.testing.assert_array_equal(painted, [[0, 0, 5], [5, 5, 0]])
+    assert painted.dtype == np.uint8
 
 
 def test_areas_and_boxes_counted_by_hand():

@@ -1,15 +1,19 @@
 """The stream of training samples: what stands where, who gets what, and on what nothing may depend."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from mask_former.data.augmentations import crop_augmentations
 from mask_former.data.loader import MicroBatches, SampleOrder, aspect_ratios, build_training_loader
+from mask_former.data.mappers import PanopticMapper
 from mask_former.errors import InputError
 from mask_former.random_state import random_state, same_random_state, seeded, set_random_state
+from tests import tiny_panoptic
 
 
 def draws() -> tuple[float, float, float]:
@@ -52,6 +56,31 @@ def test_places_do_not_depend_on_what_was_asked_before() -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_do_not_change_the_samples(workers: int) -> None:
     assert stream(num_workers=workers) == stream()
+
+
+def test_real_samples_of_a_worker_are_bit_for_bit_those_of_this_process(tmp_path: Path) -> None:
+    tiny_panoptic.write(tmp_path)
+    augmentations = crop_augmentations(
+        min_sizes=[40, 63, 100],
+        max_size=400,
+        sampling="choice",
+        crop=("absolute", (64, 64)),
+        single_category_max_area=0.9,
+        color_jitter=True,
+        flip="horizontal",
+        pad_divisor=64,
+    )
+    mapper = PanopticMapper(augmentations=augmentations, num_classes=3)
+    records = [tiny_panoptic.record(tmp_path)]
+    here, there = (
+        take(build_training_loader(records, mapper, seed=3, batch_size=2, num_workers=workers), 4)
+        for workers in (0, 1)
+    )
+    for ours, theirs in zip(sum(here, []), sum(there, []), strict=True):
+        assert torch.equal(ours["image"], theirs["image"])
+        assert torch.equal(ours["instances"].gt_masks, theirs["instances"].gt_masks)
+        assert torch.equal(ours["instances"].gt_classes, theirs["instances"].gt_classes)
+        assert ours["unpadded_size"] == theirs["unpadded_size"]
 
 
 def test_a_later_start_goes_on_with_the_same_samples() -> None:

@@ -4,6 +4,7 @@ from PIL import Image
 
 from mask_former.data.id_map import write_id_map
 from mask_former.data.segments import (
+    index_type,
     read_panoptic_segments,
     read_semantic_segments,
     require_same_size,
@@ -19,7 +20,7 @@ def test_segments_follow_the_json_and_crowd_and_void_are_nothing(tmp_path):
     segments = read_panoptic_segments(tiny_panoptic.record(tmp_path), num_classes=3)
     expected = [[1, 1, 1, 1, 1, 1], [1, 2, 2, 3, 3, 0], [1, 2, 2, 3, 0, 0], [0, 0, 0, 0, 0, 0]]
     np.testing.assert_array_equal(segments.index, expected)
-    assert segments.index.dtype == np.int32
+    assert segments.index.dtype == np.uint8
     assert segments.classes.tolist() == [SKY, CAT, CAT]
 
 
@@ -82,7 +83,17 @@ def test_more_segments_than_a_byte_counts(tmp_path):
     write_id_map(tmp_path / "many.png", ids)
     infos = [{"id": int(key), "category_id": 0, "iscrowd": 0} for key in ids.ravel()]
     record = {"pan_seg_file_name": str(tmp_path / "many.png"), "segments_info": infos}
-    np.testing.assert_array_equal(read_panoptic_segments(record, num_classes=1).index, ids)
+    index = read_panoptic_segments(record, num_classes=1).index
+    np.testing.assert_array_equal(index, ids)
+    assert index.dtype == np.uint16
+
+
+def test_the_index_has_no_more_bytes_than_it_needs():
+    assert [index_type(count) for count in (0, 255, 256, 65535, 65536)] == [
+        *[np.uint8] * 2,
+        *[np.uint16] * 2,
+        np.int32,
+    ]
 
 
 def test_a_label_of_another_size_names_both_files():

@@ -13,6 +13,7 @@ from mask_former.data.mappers import MAPPERS, PanopticMapper, SemanticMapper, Te
 from mask_former.errors import InputError, is_input_error, one_line
 from tests import tiny_panoptic
 from tests.real_data import REPOSITORY, real_data
+from tools.benchmarks.plain_loader import PlainPanopticMapper
 
 SKY, CAT = 0, 1
 
@@ -202,6 +203,42 @@ def test_masks_stay_on_their_pixels_through_resize_crop_flip_and_padding(tmp_pat
         assert torch.equal(owner == 0, image[2] == 128)  # the padding, and nothing else, is void
 
 
+@pytest.mark.parametrize("masks_first", [False, True])
+def test_samples_are_those_of_the_straightforward_mapper(tmp_path, masks_first):
+    """Same draws, same targets, same pixels up to rounding: what is fast changes nothing."""
+    pixels = np.random.default_rng(0)
+    Image.fromarray(pixels.integers(0, 256, (45, 60, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    ids = pixels.integers(0, 300, (9, 12)).repeat(5, 0).repeat(5, 1) * 1009
+    write_id_map(tmp_path / "label.png", ids)
+    infos = [{"id": int(k), "category_id": int(k) % 7, "iscrowd": int(k % 5 == 0)} for k in np.unique(ids)]
+    record = {
+        "file_name": str(tmp_path / "a.png"),
+        "pan_seg_file_name": str(tmp_path / "label.png"),
+        "segments_info": [info for info in infos if info["id"]],
+    }
+    # of these sizes no centre of a new pixel falls on the border of two old ones, where either would do
+    same = {"min_sizes": [30, 54, 60, 66], "max_size": 110, "crop": ("absolute", (64, 64)), "pad_divisor": 64}
+    plain = PlainPanopticMapper(
+        **same, color_jitter=False, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3, masks_first=masks_first
+    )
+    ours = PanopticMapper(
+        augmentations=crop_augmentations(
+            **same, sampling="choice", single_category_max_area=1.0, color_jitter=False, flip="horizontal"
+        ),
+        num_classes=7,
+    )
+    for seed in range(12):
+        samples = []
+        for mapper in (plain, ours):
+            np.random.seed(seed)
+            samples.append(mapper(record))
+        expected, found = samples
+        assert torch.equal(found["instances"].gt_classes, expected["instances"].gt_classes)
+        assert torch.equal(found["instances"].gt_masks, expected["instances"].gt_masks)
+        difference = (found["image"] - expected["image"]).abs()
+        assert difference.max() <= 1 and (difference > 0).float().mean() < 0.1  # many halves to round here
+
+
 def test_bgr_reverses_the_channels(record):
     rgb = PanopticMapper(augmentations=[], num_classes=3)(record)["image"]
     bgr = PanopticMapper(augmentations=[], num_classes=3, image_format="BGR")(record)["image"]
@@ -259,6 +296,16 @@ def test_an_image_too_narrow_for_the_test_size_is_named(record, tmp_path):
         TestMapper(min_size=32, max_size=64)({**record, "file_name": str(tmp_path / "line.png")})
 
 
+@pytest.mark.parametrize("name", ["mask_former_panoptic", "mask_former_semantic"])
+def test_an_image_too_narrow_to_train_on_is_named(record, tmp_path, name):
+    Image.new("RGB", (9000, 1)).save(tmp_path / "line.png")
+    write_id_map(tmp_path / "line_label.png", np.full((1, 9000), 10))
+    line = {"file_name": str(tmp_path / "line.png"), "pan_seg_file_name": str(tmp_path / "line_label.png")}
+    mapper = build_mapper(official_like(name, 32), is_train=True)
+    with pytest.raises(InputError, match=r"line\.png: an image of 9000×1 pixels is too narrow"):
+        mapper({**record, **line})
+
+
 def test_panoptic_training_on_semantic_labels_is_refused(record):
     del record["pan_seg_file_name"]
     with pytest.raises(InputError, match=r"a\.png: its data set has no panoptic labels"):
@@ -296,7 +343,8 @@ def test_the_published_configurations(record, config, size, mapper):
     cfg = load_config(REPOSITORY / "configs" / "ade20k" / f"{config}.yaml")
     built = build_mapper(cfg, is_train=True)
     assert type(built) is mapper and built.num_classes == 150
-    resize, crop, *_, pad = built.augmentations.augs
+    first, *_, pad = built.augmentations.augs
+    resize, crop = first.resize, first.crop
     assert list(resize.short_edge_length) == [int(0.1 * k * size) for k in range(5, 21)]
     assert resize.max_size == 4 * size and not resize.is_range
     assert crop.crop_size == (size, size) and pad.divisor == size

@@ -1,24 +1,28 @@
 """Augmentations of an image together with its segments, on top of detectron2's.
 
-The label travels as one int32 H×W map of segment indices (`SegmentMap.index`), in the place detectron2 calls
+The label travels as one H×W map of segment indices (`SegmentMap.index`), in the place detectron2 calls
 "sem_seg"; masks are built from it after the last step, so that what costs memory is made once, at the final
-size.
+size. What a crop drops is not resized before.
 """
 
+import random
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import cv2
 import numpy as np
 from detectron2.data import transforms as T
 from detectron2.projects.point_rend import ColorAugSSDTransform
-from fvcore.transforms.transform import CropTransform, NoOpTransform, PadTransform, Transform
+from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, PadTransform, Transform
 
+from mask_former.data.resize import AlignedResize, ResizeShortestEdge
 from mask_former.data.segments import VOID_INDEX, SegmentMap
 from mask_former.errors import InputError
 
 IMAGE_PAD_VALUE = 128  # mid grey
 CROP_TRIES = 10
 DETR_SIZES_BEFORE_CROP = (400, 500, 600)
+LEVELS = np.arange(256, dtype=np.uint8)
 
 Step: TypeAlias = T.Augmentation | Transform
 
@@ -31,33 +35,12 @@ class SegmentInput(T.AugInput):
         self.segment_classes = segments.classes
 
 
-class AlignedResize(T.ResizeTransform):
-    """detectron2's resize for images; labels of any integer type take the pixel under a new pixel's centre.
-
-    (detectron2 resizes labels other than uint8 from the corner of the pixel, half a pixel off the image.)
-    """
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        rows = ((np.arange(self.new_h) + 0.5) * (self.h / self.new_h)).astype(np.int64)
-        columns = ((np.arange(self.new_w) + 0.5) * (self.w / self.new_w)).astype(np.int64)
-        return segmentation.take(columns, axis=1).take(rows, axis=0)
-
-
-class ResizeShortestEdge(T.ResizeShortestEdge):
-    """detectron2's ResizeShortestEdge with labels that stay aligned with the image."""
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        resize = super().get_transform(image)
-        if isinstance(resize, NoOpTransform):
-            return resize
-        return AlignedResize(resize.h, resize.w, resize.new_h, resize.new_w, resize.interp)
-
-
 class CategoryAreaCrop(T.Augmentation):
     """Random crop with two classes or more, none of which covers `max_area` or more of the labelled pixels.
 
     The last of ten tries is taken as it is. Same rule as detectron2's RandomCrop_CategoryAreaConstraint,
-    which wants a class map; the classes of the segments are added up here instead.
+    which wants a class map; the classes of the segments are added up here instead. The crop depends on the
+    size of `image` alone, not on its pixels.
     """
 
     def __init__(self, crop_type: str, crop_size: Sequence[float], max_area: float) -> None:
@@ -75,6 +58,70 @@ class CategoryAreaCrop(T.Augmentation):
             if np.count_nonzero(areas) > 1 and areas.max() < areas.sum() * self.max_area:
                 break
         return crop
+
+
+class ResizeAndCrop(T.Augmentation):
+    """One after the other, drawn in this order and done at once."""
+
+    def __init__(self, resize: ResizeShortestEdge, crop: T.RandomCrop | CategoryAreaCrop) -> None:
+        super().__init__()
+        self.resize, self.crop = resize, crop
+
+    def get_transform(self, image: np.ndarray, sem_seg: np.ndarray, segment_classes: np.ndarray) -> Transform:
+        resize = self.resize.get_transform(image)
+        if isinstance(self.crop, CategoryAreaCrop):
+            label = resize.apply_segmentation(sem_seg)
+            crop = self.crop.get_transform(label, label, segment_classes)
+        else:
+            size = (resize.new_h, resize.new_w) if isinstance(resize, AlignedResize) else image.shape[:2]
+            crop = self.crop.get_transform(np.broadcast_to(LEVELS[0], size))  # reads the size only
+        if isinstance(resize, NoOpTransform):
+            return crop
+        return AlignedResize(resize.h, resize.w, resize.new_h, resize.new_w, crop)
+
+
+class ColorJitter(ColorAugSSDTransform):
+    """detectron2's colour jitter of RGB images, value for value, from tables instead of computed by pixel."""
+
+    def __init__(self) -> None:
+        super().__init__("BGR")  # it shall not swap channels: what follows takes them as RGB
+
+    def convert(self, img: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
+        return cv2.LUT(img, super().convert(LEVELS, alpha, beta))
+
+    def saturation(self, img: np.ndarray) -> np.ndarray:
+        if not random.randrange(2):
+            return img
+        factor = random.uniform(self.saturation_low, self.saturation_high)
+        return _change_hsv(img, 1, super().convert(LEVELS, alpha=factor))
+
+    def hue(self, img: np.ndarray) -> np.ndarray:
+        if not random.randrange(2):
+            return img
+        shift = random.randint(-self.hue_delta, self.hue_delta)
+        return _change_hsv(img, 0, ((LEVELS.astype(int) + shift) % 180).astype(np.uint8))
+
+
+def _change_hsv(rgb: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+    """The image with one channel of its hue, saturation and value replaced by what the table says of it."""
+    hsv = cv2.cvtColor(rgb, cv2.COLOR_RGB2HSV)
+    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+class RandomFlip(T.RandomFlip):
+    """detectron2's RandomFlip; left and right are exchanged by OpenCV, not in a view that is slow to read."""
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        flip = super().get_transform(image)
+        return Mirror(flip.width) if isinstance(flip, HFlipTransform) else flip
+
+
+class Mirror(HFlipTransform):
+    """Left becomes right."""
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return cv2.flip(img, 1) if img.dtype == np.uint8 else super().apply_image(img)
 
 
 class PadToMultiple(T.Augmentation):
@@ -114,14 +161,15 @@ def crop_augmentations(
     crop: detectron2's (type, size), None for no crop; larger than the image it is the whole image. sampling:
     "choice" or "range" of min_sizes. flip: as INPUT.RANDOM_FLIP. pad_divisor: 0 or less for no padding.
     """
-    augmentations: list[Step] = [ResizeShortestEdge(list(min_sizes), max_size, sampling)]
+    resize = ResizeShortestEdge(list(min_sizes), max_size, sampling)
+    augmentations: list[Step] = [resize]
     if crop is not None and single_category_max_area < 1.0:
-        augmentations.append(CategoryAreaCrop(*crop, single_category_max_area))
+        augmentations = [ResizeAndCrop(resize, CategoryAreaCrop(*crop, single_category_max_area))]
     elif crop is not None:
-        augmentations.append(T.RandomCrop(crop[0], tuple(crop[1])))
+        augmentations = [ResizeAndCrop(resize, T.RandomCrop(crop[0], tuple(crop[1])))]
     if color_jitter:
         # brightness ±32, contrast and saturation ×0.5..1.5, hue ±18, each with probability 1/2
-        augmentations.append(ColorAugSSDTransform("RGB"))
+        augmentations.append(ColorJitter())
     augmentations += flip_augmentations(flip)
     if pad_divisor > 0:
         augmentations.append(PadToMultiple(pad_divisor))
@@ -140,7 +188,7 @@ def detr_augmentations(
     augmentations = flip_augmentations(flip)
     if crop is not None:
         smaller = ResizeShortestEdge(list(DETR_SIZES_BEFORE_CROP), sample_style="choice")
-        cropping = T.AugmentationList([smaller, T.RandomCrop(crop[0], tuple(crop[1]))])
+        cropping = ResizeAndCrop(smaller, T.RandomCrop(crop[0], tuple(crop[1])))
         augmentations.append(T.RandomApply(cropping, prob=0.5))
     return [*augmentations, ResizeShortestEdge(list(min_sizes), max_size, sampling)]
 
@@ -153,4 +201,4 @@ def flip_augmentations(flip: str) -> list[Step]:
     if flip not in kinds:
         raise InputError(f"INPUT.RANDOM_FLIP is {flip!r}, but must be one of {', '.join([*kinds, 'none'])}")
     horizontal, vertical = kinds[flip]
-    return [T.RandomFlip(horizontal=horizontal, vertical=vertical)]
+    return [RandomFlip(horizontal=horizontal, vertical=vertical)]

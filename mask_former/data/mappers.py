@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -21,14 +22,14 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 from mask_former.data.augmentations import (
-    ResizeShortestEdge,
     SegmentInput,
     Step,
     crop_augmentations,
     detr_augmentations,
     size_before_padding,
 )
-from mask_former.data.id_map import read_rgb_image
+from mask_former.data.id_map import find_runs, read_rgb_image
+from mask_former.data.resize import require_pixels
 from mask_former.data.segments import (
     VOID_INDEX,
     SegmentMap,
@@ -92,10 +93,13 @@ class TrainingMapper:
         segments = self.read_segments(record)
         require_same_size(segments.index.shape, image.shape[:2], label_file, record["file_name"])
         augmented = SegmentInput(image, segments)
-        transforms = self.augmentations(augmented)
+        try:
+            transforms = self.augmentations(augmented)
+        except InputError as error:
+            raise InputError(f"{record['file_name']}: {error}") from error
         segments = SegmentMap(augmented.sem_seg, segments.classes)
         return {
-            "image": _to_tensor(augmented.image, self.image_format),
+            "image": image_tensor(augmented.image, self.image_format),
             "instances": build_targets(segments),
             "unpadded_size": size_before_padding(transforms, augmented.image.shape[:2]),
             "height": image.shape[0],
@@ -152,7 +156,7 @@ class TestMapper:
     __test__: ClassVar[bool] = False  # pytest would take the name for a test
 
     def __init__(self, *, min_size: int, max_size: int, image_format: str = "RGB") -> None:
-        self.resize = ResizeShortestEdge(min_size, max_size, "choice")
+        self.resize = T.ResizeShortestEdge(min_size, max_size, "choice")
         self.image_format = image_format
 
     @classmethod
@@ -183,9 +187,8 @@ class TestMapper:
         """
         height, width = rgb.shape[:2]
         resize = self.resize.get_transform(rgb)
-        if min(getattr(resize, "new_h", 1), getattr(resize, "new_w", 1)) < 1:
-            raise InputError(f"an image of {width}×{height} pixels is too narrow to be resized; crop it")
-        image = _to_tensor(resize.apply_image(rgb), self.image_format)
+        require_pixels(resize, rgb)
+        image = image_tensor(resize.apply_image(rgb), self.image_format)
         return {"image": image, "height": height, "width": width}
 
 
@@ -207,12 +210,13 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Mapping[str, Any]], 
 
 def build_targets(segments: SegmentMap) -> Instances:
     """Masks of the segments that still have pixels; the others (cropped away) would be empty targets."""
-    pixels = np.bincount(segments.index.ravel(), minlength=len(segments.classes) + 1)
-    present = np.flatnonzero(pixels[VOID_INDEX + 1 :]) + VOID_INDEX + 1
-    targets = Instances(segments.index.shape)
-    targets.gt_classes = torch.from_numpy(segments.classes[present - 1])
-    index = torch.from_numpy(np.ascontiguousarray(segments.index))
-    targets.gt_masks = index[None] == torch.from_numpy(present.astype(np.int32))[:, None, None]
+    index = np.ascontiguousarray(segments.index)
+    values = find_runs(index).values
+    present = values[values != VOID_INDEX]
+    targets = Instances(index.shape)
+    targets.gt_classes = torch.from_numpy(segments.classes[present.astype(np.int64) - 1])
+    # numpy compares numbers of one byte 32 at a time, many times faster than PyTorch
+    targets.gt_masks = torch.from_numpy(index == present[:, None, None])
     return targets
 
 
@@ -233,10 +237,11 @@ def _image_format(cfg: CfgNode) -> str:
     return cfg.INPUT.FORMAT
 
 
-def _to_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
+def image_tensor(image: np.ndarray, image_format: str) -> torch.Tensor:
     """uint8 3×H×W tensor of its own memory from H×W×3 RGB."""
-    channels_last = image[:, :, ::-1] if image_format == "BGR" else image
-    return torch.from_numpy(np.array(channels_last.transpose(2, 0, 1), dtype=np.uint8, order="C"))
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(np.ascontiguousarray(image), list(planes[::-1] if image_format == "BGR" else planes))
+    return torch.from_numpy(planes)
 
 
 def _image_id(record: Mapping[str, Any]) -> int | str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mask_former.data.id_map import VOID_ID, read_class_map, read_id_map, unique_ids
+from mask_former.data.id_map import VOID_ID, find_runs, read_class_map, read_id_map
 from mask_former.errors import InputError
 
 VOID_INDEX = 0
@@ -20,7 +20,8 @@ VOID_INDEX = 0
 class SegmentMap:
     """Segments 1..n of an image as one map, whatever ids the file used, ready to be resized and cropped.
 
-    index: int32 H×W, the segment of each pixel, 0 = void; a segment may have no pixel.
+    index: H×W, the segment of each pixel, 0 = void; a segment may have no pixel. As few bytes a pixel as n
+        needs, one mostly: `index_type`.
     classes: int64 (n,), `classes[k - 1]` is the contiguous class of segment k.
     """
 
@@ -30,6 +31,12 @@ class SegmentMap:
     def class_map(self, void: int) -> np.ndarray:
         """int64 H×W of classes, `void` where there is no segment."""
         return np.concatenate([[void], self.classes]).astype(np.int64)[self.index]
+
+
+def index_type(count: int) -> np.dtype:
+    """The type of the index map of `count` segments."""
+    types = (np.dtype(name) for name in ("uint8", "uint16", "int32"))
+    return next(kind for kind in types if count <= np.iinfo(kind).max)
 
 
 def read_panoptic_segments(record: Mapping[str, Any], num_classes: int) -> SegmentMap:
@@ -42,8 +49,9 @@ def read_panoptic_segments(record: Mapping[str, Any], num_classes: int) -> Segme
     segments = record["segments_info"]
     for segment in segments:
         _require_class(segment["category_id"], num_classes, f"{path}: segment {segment['id']}")
-    values, positions = unique_ids(read_id_map(path))
-    unknown = set(values.tolist()) - {VOID_ID} - {segment["id"] for segment in segments}
+    runs = find_runs(read_id_map(path))
+    values = runs.values.tolist()
+    unknown = set(values) - {VOID_ID} - {segment["id"] for segment in segments}
     if unknown:
         raise InputError(
             f"{path}: pixels have the id {min(unknown)}, which the image's segments_info does not list; "
@@ -51,11 +59,9 @@ def read_panoptic_segments(record: Mapping[str, Any], num_classes: int) -> Segme
         )
     targets = [segment for segment in segments if not segment.get("iscrowd", 0)]
     index_of_id = {segment["id"]: index for index, segment in enumerate(targets, start=1)}
-    index_of_value = np.array(
-        [index_of_id.get(value, VOID_INDEX) for value in values.tolist()], dtype=np.int32
-    )
+    index_of_value = [index_of_id.get(value, VOID_INDEX) for value in values]
     classes = np.array([segment["category_id"] for segment in targets], dtype=np.int64)
-    return SegmentMap(index_of_value[positions], classes)
+    return SegmentMap(runs.paint(np.array(index_of_value, index_type(len(targets)))), classes)
 
 
 def read_semantic_segments(record: Mapping[str, Any], num_classes: int, ignore_label: int) -> SegmentMap:
@@ -66,15 +72,18 @@ def read_semantic_segments(record: Mapping[str, Any], num_classes: int, ignore_l
     """
     path = semantic_label_file(record)
     if "sem_seg_file_name" in record:
-        values, positions = unique_ids(read_class_map(path))
+        labels = read_class_map(path)
     else:
         ignore_label = -1  # any that is no class: a file's own ignore label may be one here
-        values, positions = unique_ids(read_panoptic_segments(record, num_classes).class_map(ignore_label))
+        labels = read_panoptic_segments(record, num_classes).class_map(ignore_label)
+    runs = find_runs(labels)
+    values = runs.values
     is_class = values != ignore_label
     for value in values[is_class]:
         _require_class(int(value), num_classes, f"{path}: a pixel")
-    index_of_value = np.where(is_class, np.cumsum(is_class), VOID_INDEX).astype(np.int32)
-    return SegmentMap(index_of_value[positions], values[is_class].astype(np.int64))
+    classes = values[is_class].astype(np.int64)
+    index_of_value = np.where(is_class, np.cumsum(is_class), VOID_INDEX).astype(index_type(len(classes)))
+    return SegmentMap(runs.paint(index_of_value), classes)
 
 
 def semantic_label_file(record: Mapping[str, Any]) -> str:
