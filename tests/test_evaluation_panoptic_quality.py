@@ -8,6 +8,7 @@ from panopticapi.evaluation import pq_compute_single_core
 
 from mask_former.data.id_map import write_id_map
 from mask_former.evaluation.panoptic_quality import PanopticQuality, compare_segments
+from tools.benchmarks import panoptic_quality as benchmark
 
 SKY, ROAD, CAT, DOG = range(4)
 THINGS = [CAT, DOG]
@@ -212,3 +213,9 @@ def test_equals_panopticapi_on_random_scenes(tmp_path):
         for key in ("pq", "sq", "rq"):
             assert summary[key.upper() + suffix] / 100 == pytest.approx(means[key], abs=1e-12, rel=0)
             assert 0 <= summary[key.upper() + suffix] <= 100
+
+
+def test_the_benchmark_counts_the_same(capsys):
+    benchmark.main(["--quick", "--images", "1"])
+    printed = capsys.readouterr().out
+    assert "| True |" in printed and "False" not in printed

@@ -54,8 +54,10 @@ def ground_truth_annotations(
     """The things of an H×W id map, crowds marked; a segment without pixels is none."""
     found = []
     for segment in segments:
+        if segment["category_id"] not in thing_ids:
+            continue
         mask = ids == segment["id"]
-        if segment["category_id"] in thing_ids and mask.any():
+        if mask.any():
             crowd = int(segment.get("iscrowd", 0))
             found.append(annotation(mask, image, segment["category_id"], iscrowd=crowd))
     return found

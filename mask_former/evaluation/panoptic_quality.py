@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mask_former.data.id_map import VOID_ID, unique_ids
+from mask_former.data.id_map import VOID_ID
 
 MATCH_IOU = 0.5  # a match needs more; then no segment can have two
 IGNORED_SHARE = 0.5  # a false positive lying in void and crowd by more than this share is forgiven
@@ -100,12 +100,8 @@ def count_overlaps(
     """Areas and overlaps of all segments of one image, in one pass; ValueError as `compare_segments`."""
     if gt_ids.shape != pred_ids.shape:
         raise ValueError(f"the prediction is {_size(pred_ids)}, the ground truth {_size(gt_ids)}")
-    gt_values, gt_position = unique_ids(gt_ids)
-    pred_values, pred_position = unique_ids(pred_ids)
+    gt_values, pred_values, counts = _joint_counts(gt_ids.ravel(), pred_ids.ravel())
     _require_same_ids(pred_values, pred_segments)
-    pairs = gt_position.ravel().astype(np.intp) * len(pred_values) + pred_position.ravel()
-    counts = np.bincount(pairs, minlength=len(gt_values) * len(pred_values))
-    counts = counts.reshape(len(gt_values), len(pred_values)).astype(np.int64)
 
     # rows and columns from ids in ascending order to the order of the lists, zeros for what has no pixels
     rows = _select(counts, gt_values, _listed_ids(gt_segments, "ground truth"))
@@ -116,6 +112,23 @@ def count_overlaps(
         gt_area=rows.sum(axis=1),
         pred_area=_select(counts.T, pred_values, columns).sum(axis=1),
     )
+
+
+def _joint_counts(gt_ids: np.ndarray, pred_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sorted ids of both maps, given flat, and int64 how many pixels have each pair of them.
+
+    Maps consist of runs in which both ids stay the same; runs are counted by their lengths.
+    """
+    new_run = np.ones(gt_ids.size, dtype=bool)
+    new_run[1:] = (gt_ids[1:] != gt_ids[:-1]) | (pred_ids[1:] != pred_ids[:-1])
+    starts = np.flatnonzero(new_run)
+    lengths = np.diff(np.append(starts, gt_ids.size))
+    gt_values, gt_position = np.unique(gt_ids[starts], return_inverse=True)
+    pred_values, pred_position = np.unique(pred_ids[starts], return_inverse=True)
+    shape = len(gt_values), len(pred_values)
+    # weights are float64, which hold numbers of pixels exactly
+    counts = np.bincount(gt_position * shape[1] + pred_position, lengths, minlength=shape[0] * shape[1])
+    return gt_values, pred_values, counts.reshape(shape).astype(np.int64)
 
 
 def _select(table: np.ndarray, values: np.ndarray, wanted: list[int]) -> np.ndarray:

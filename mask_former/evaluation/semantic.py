@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import Tensor
@@ -34,9 +35,10 @@ def confusion_matrix(predicted: np.ndarray, true: np.ndarray, num_classes: int) 
         raise ValueError(f"the prediction is {sizes[0]}, the ground truth {sizes[1]}")
     if predicted.size and not 0 <= predicted.min() <= predicted.max() < num_classes:
         raise ValueError(f"predicted classes must be in 0..{num_classes - 1}, not {np.unique(predicted)}")
-    counted = true >= 0
-    pairs = predicted[counted].astype(np.int64) * num_classes + true[counted]
-    return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
+    # what is left out goes to a row of its own, which is cheaper than selecting the rest
+    pairs = (np.maximum(true, -1).astype(np.int64) + 1) * num_classes + predicted
+    counts = np.bincount(pairs.ravel(), minlength=(num_classes + 1) * num_classes)
+    return counts.reshape(num_classes + 1, num_classes)[1:].T.astype(np.int64)
 
 
 def per_class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,7 +89,8 @@ class SemanticEvaluator(DatasetEvaluator):
             record = self.ground_truth.record(sample)
             predicted: Tensor = output["sem_seg"]
             if predicted.ndim == 3:
-                predicted = predicted.argmax(dim=0)
+                # the first of the largest as `argmax`, in half the time on a CPU; small to copy from a GPU
+                predicted = predicted.max(dim=0).indices.to(torch.int32)
             true = self.ground_truth.semantic(record)
             # predictions have the size of the image in its file
             require_same_size(true.shape, predicted.shape, semantic_label_file(record), record["file_name"])
