@@ -4,8 +4,11 @@ A batch may be spread over processes, and within one over micro-batches whose gr
 losses divide by, `LossTotals`, belongs to the whole of it, so that the spreading changes neither loss nor
 gradient.
 
-Shapes: B images of a micro-batch · Q queries · C classes without "no object" · N matched pairs of the
-micro-batch · H W size of the predicted masks · Hp Wp size of the ground truth (the padded image).
+All predictions of a step are matched and judged together: one wait for the device, one function for all mask
+losses.
+
+Shapes: L predictions · B images of a micro-batch · Q queries · C classes without "no object" · M matched
+pairs of one image · H W size of the predicted masks · Hp Wp size of the ground truth (the padded image).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,12 +20,11 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mask_former.matcher import HungarianMatcher, Target
+from mask_former.matcher import HungarianMatcher, Pairs, Target
 from mask_former.predictor import Prediction, Predictions
 from mask_former.registries import CRITERION_REGISTRY
+from mask_former.transfer import to_device
 from mask_former.upsampled_losses import upsampled_mask_losses
-
-Pairs = list[tuple[Tensor, Tensor]]
 
 
 class LossTotals(NamedTuple):
@@ -78,6 +80,7 @@ class SetCriterion(nn.Module):
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = no_object_weight
         self.register_buffer("empty_weight", empty_weight)
+        self.compiled = False  # the mask losses, by torch.compile
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -99,16 +102,16 @@ class SetCriterion(nn.Module):
         matters where T > Q and classes differ in weight: each target then counts Q/T of its weight.) All
         processes have to call this together.
         """
-        device = self.empty_weight.device
-        shares = [torch.full((len(one),), min(1.0, num_queries / max(1, len(one)))) for one in labels]
-        unmatched = sum(max(0, num_queries - len(one)) for one in labels)
-        weights = self.empty_weight[torch.cat(list(labels)).to(device)]
-        sums = torch.stack(
-            [
-                (weights * torch.cat(shares).to(device)).sum() + unmatched * self.empty_weight[-1],
-                torch.tensor(float(sum(len(one) for one in labels)), device=device),
-            ]
-        )
+        counts = [len(one) for one in labels]
+        shares = [torch.full((count,), min(1.0, num_queries / max(1, count))) for count in counts]
+        together = torch.cat(list(labels))
+        # how often each class occurs, then the number of targets: one small copy to the criterion's device
+        occurs = torch.zeros(self.num_classes + 2, device=together.device)
+        occurs.index_add_(0, together, to_device([torch.cat(shares)], together.device)[0])
+        occurs[-2] += sum(max(0, num_queries - count) for count in counts)
+        occurs[-1] += sum(counts)
+        occurs = to_device([occurs], self.empty_weight.device)[0]
+        sums = torch.stack([(self.empty_weight * occurs[:-1]).sum(), occurs[-1]])
         processes = comm.get_world_size()
         if processes > 1:
             torch.distributed.all_reduce(sums)
@@ -121,46 +124,72 @@ class SetCriterion(nn.Module):
 
         `totals`: None when these images are all that this process has of the batch.
         """
-        if totals is None:
-            num_queries = outputs["pred_logits"].shape[1]
-            totals = self.totals([target["labels"] for target in targets], num_queries)
-        losses = self.prediction_losses(outputs, targets, totals)
-        for layer, earlier in enumerate(outputs["aux_outputs"]):
-            for name, loss in self.prediction_losses(earlier, targets, totals).items():
-                losses[f"{name}_{layer}"] = loss
-        return losses
+        return self.losses(by_layer(outputs), targets, totals)
 
-    def prediction_losses(
-        self, prediction: Prediction, targets: list[Target], totals: LossTotals
+    def losses(
+        self,
+        predictions: Mapping[str, Prediction],
+        targets: list[Target],
+        totals: LossTotals | None = None,
     ) -> dict[str, Tensor]:
-        """The three losses of one prediction, with its own matching; float32, outside autocast."""
-        pairs = self.matcher(prediction, targets)
-        with torch.autocast(prediction["pred_logits"].device.type, enabled=False):
-            classes = self.classification_loss(prediction["pred_logits"].float(), targets, pairs)
-            focal, dice = self.mask_losses(prediction["pred_masks"].float(), targets, pairs)
-        return {
-            "loss_ce": classes / totals.class_weight,
-            "loss_mask": focal / totals.targets,
-            "loss_dice": dice / totals.targets,
-        }
+        """The three losses of every prediction, each with its own matching; float32, outside autocast.
 
-    def classification_loss(self, logits: Tensor, targets: list[Target], pairs: Pairs) -> Tensor:
-        """Sum over queries of the weighted cross-entropy of `logits` B×Q×(C+1)."""
-        labels = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
-        labels[query_index(pairs)] = torch.cat(
-            [target["labels"][segments] for target, (_, segments) in zip(targets, pairs, strict=True)]
-        )
-        return F.cross_entropy(logits.transpose(1, 2), labels, self.empty_weight, reduction="sum")
+        `predictions`: by what their losses' names end in; all of the same shapes.
+        """
+        every = list(predictions.values())
+        if totals is None:
+            num_queries = every[0]["pred_logits"].shape[1]
+            totals = self.totals([target["labels"] for target in targets], num_queries)
+        pairs = self.matcher.match(every, targets)
+        device = every[0]["pred_logits"].device
+        with torch.autocast(device.type, enabled=False):
+            pairs, labels = self.on_device(pairs, targets, every[0]["pred_logits"].shape)
+            logits = torch.stack([prediction["pred_logits"] for prediction in every]).float()
+            classes = self.classification_loss(logits, labels) / totals.class_weight
+            focal, dice = upsampled_mask_losses(
+                [prediction["pred_masks"] for prediction in every],
+                [target["masks"] for target in targets],
+                pairs,
+                compiled=self.compiled,
+            )
+            focal, dice = focal / totals.targets, dice / totals.targets
+        named: dict[str, Tensor] = {}
+        for suffix, *three in zip(predictions, classes.unbind(), focal.unbind(), dice.unbind(), strict=True):
+            named |= dict(
+                zip((f"loss_{kind}{suffix}" for kind in ("ce", "mask", "dice")), three, strict=True)
+            )
+        return named
 
-    def mask_losses(self, masks: Tensor, targets: list[Target], pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Sums of focal and dice losses of mask logits B×Q×H×W, upsampled to the ground truth's size."""
-        true_masks = torch.cat(
-            [target["masks"][segments] for target, (_, segments) in zip(targets, pairs, strict=True)]
-        )
-        return upsampled_mask_losses(masks[query_index(pairs)], true_masks)
+    def on_device(
+        self, pairs: Sequence[Pairs], targets: Sequence[Target], shape: Sequence[int]
+    ) -> tuple[list[Pairs], Tensor]:
+        """`pairs` on the predictions' device, and the classes L×B×Q that they give to the queries.
+
+        `shape`: of a prediction's logits, B×Q×(C+1). All indices travel in one copy.
+        """
+        images, queries = shape[:2]
+        rows, columns = [], []  # of the matched queries among all, of their segments among all
+        for number, of_images in enumerate(pairs):
+            first = 0
+            for image, ((matched, segments), target) in enumerate(zip(of_images, targets, strict=True)):
+                rows.append(matched + (number * images + image) * queries)
+                columns.append(segments + first)
+                first += len(target["labels"])
+        flat = [indices for of_images in pairs for pair in of_images for indices in pair]
+        known = torch.cat([target["labels"] for target in targets])
+        row, column, *there = to_device([torch.cat(rows), torch.cat(columns), *flat], known.device)
+        labels = known.new_full((len(pairs) * images * queries,), self.num_classes)
+        labels.index_copy_(0, row, known.index_select(0, column))
+        found = iter(zip(there[::2], there[1::2], strict=True))
+        return [[next(found) for _ in of_images] for of_images in pairs], labels.view(-1, images, queries)
+
+    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sums (L,) over queries of the weighted cross-entropy of `logits` L×B×Q×(C+1)."""
+        each = F.cross_entropy(logits.flatten(0, 2), labels.flatten(), self.empty_weight, reduction="none")
+        return each.view(len(logits), -1).sum(dim=1)
 
 
-def query_index(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Image and query index of every matched pair of the batch, in the order of the images."""
-    images = torch.cat([torch.full_like(queries, i) for i, (queries, _) in enumerate(pairs)])
-    return images, torch.cat([queries for queries, _ in pairs])
+def by_layer(outputs: Predictions) -> dict[str, Prediction]:
+    """The predictions of every supervised layer by what their losses' names end in: "" (the last), "_0", …"""
+    earlier = {f"_{layer}": prediction for layer, prediction in enumerate(outputs["aux_outputs"])}
+    return {"": outputs, **earlier}

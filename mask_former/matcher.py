@@ -1,28 +1,27 @@
 """Which query answers for which ground-truth segment: the assignment of least cost (arXiv 2005.12872).
 
-Shapes: B batch · Q queries · C classes without "no object" · T ground-truth segments of one image ·
-H W size of the predicted masks · Hp Wp size of the ground truth (the padded image).
+One device is waited for once a step, for the costs of all predictions and images together. The solver itself
+takes 0.4 ms for 28 problems of 100×20 and 7 ms for 28 of 100×100, which is not worth a thread: nothing but
+the losses could go on meanwhile, and they need its answer.
+
+Shapes: B batch · Q queries · T ground-truth segments of one image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torch.nn import functional as F
 
-from mask_former.losses import dice_cost, focal_cost
+from mask_former.matching_costs import Target, matching_costs
 from mask_former.predictor import Prediction
+from mask_former.transfer import to_host
 
 NEVER = 1e9  # cost of a pair whose own is not finite: far above any other, and still a number
 
 
-class Target(TypedDict):
-    """Ground truth of one image."""
-
-    labels: Tensor  # (T,) int64 classes
-    masks: Tensor  # T×Hp×Wp bool
+Pairs = list[tuple[Tensor, Tensor]]  # of every image: indices of queries and of their segments
 
 
 @dataclass
@@ -61,45 +60,52 @@ class HungarianMatcher:
         self.dice_weight = dice_weight
         self.tolerated: NonFiniteCosts | None = None
 
+    def __call__(self, prediction: Prediction, targets: Sequence[Target]) -> Pairs:
+        """`match` of one prediction."""
+        return self.match([prediction], targets)[0]
+
     @torch.no_grad()
-    def __call__(self, prediction: Prediction, targets: list[Target]) -> list[tuple[Tensor, Tensor]]:
-        """Per image min(Q, T) indices of matched queries and of their segments, int64, on the CPU.
+    def match(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> list[Pairs]:
+        """Of every prediction, per image min(Q, T) indices of matched queries and of their segments.
 
-        Query indices ascend. Raises FloatingPointError when a cost is not finite, unless that is tolerated.
+        The indices are int64 and on the CPU; those of queries ascend. The predictions' masks have one size.
+        Raises FloatingPointError when a cost is not finite, unless that is tolerated.
         """
-        logits, masks = prediction["pred_logits"], prediction["pred_masks"]
-        pairs = []
-        for i, target in enumerate(targets):
-            cost = self.cost(logits[i], masks[i], target).cpu()
-            if self.tolerated is not None and not cost.isfinite().all():
-                self.tolerated.add(
-                    image=torch.tensor(i), cost=cost, pred_logits=logits[i], pred_masks=masks[i]
-                )
-                cost = torch.where(cost.isfinite(), cost, NEVER)
-            pairs.append(assign(cost, image=i))
-        return pairs
+        return [
+            [assign(self.finite(cost, image, prediction), image) for image, cost in enumerate(of_images)]
+            for prediction, of_images in zip(predictions, self.costs(predictions, targets), strict=True)
+        ]
 
-    def cost(self, logits: Tensor, masks: Tensor, target: Target) -> Tensor:
-        """Cost of every pair of one image, float32: `logits` Q×(C+1), `masks` Q×H×W to Q×T."""
-        with torch.autocast(logits.device.type, enabled=False):
-            class_cost = -logits.float().softmax(dim=-1)[:, target["labels"]]
-            true_masks = resize_nearest(target["masks"], masks.shape[-2:]).flatten(1)
-            mask_logits = masks.float().flatten(1)
-            return (
-                self.class_weight * class_cost
-                + self.mask_weight * focal_cost(mask_logits, true_masks)
-                + self.dice_weight * dice_cost(mask_logits, true_masks)
+    def costs(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> list[list[Tensor]]:
+        """Costs Q×T of every prediction and image, float32, on the CPU."""
+        with torch.autocast(predictions[0]["pred_logits"].device.type, enabled=False):
+            costs = matching_costs(
+                predictions,
+                targets,
+                class_weight=self.class_weight,
+                mask_weight=self.mask_weight,
+                dice_weight=self.dice_weight,
             )
+        return costs.views(to_host(costs.buffer))
 
-
-def resize_nearest(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """T×Hp×Wp bool masks at another size by nearest neighbour, float32."""
-    return F.interpolate(masks[:, None].to(torch.uint8), size=tuple(size), mode="nearest")[:, 0].float()
+    def finite(self, cost: Tensor, image: int, prediction: Prediction) -> Tensor:
+        """`cost`, what is not finite in it noted and replaced if that is tolerated."""
+        if self.tolerated is None or cost.isfinite().all():
+            return cost
+        self.tolerated.add(
+            image=torch.tensor(image),
+            cost=cost,
+            pred_logits=prediction["pred_logits"][image],
+            pred_masks=prediction["pred_masks"][image],
+        )
+        return torch.where(cost.isfinite(), cost, NEVER)
 
 
 def assign(cost: Tensor, image: int = 0) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the least-cost assignment of Q×T; FloatingPointError when a cost is not finite."""
-    cost = cost.cpu()
+    """Rows and columns of the least-cost assignment of Q×T on the CPU.
+
+    Raises FloatingPointError, which names `image`, when a cost is not finite.
+    """
     if not cost.isfinite().all():
         count = int((~cost.isfinite()).sum())
         raise FloatingPointError(

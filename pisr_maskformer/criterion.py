@@ -73,7 +73,7 @@ class TwoStageCriterion:
         outputs: Mapping[str, Any],
         targets: Any,
     ) -> dict[str, Tensor]:
-        """Unweighted losses of both stages.
+        """Unweighted losses of both stages, by a call of `criterion` for each.
 
         `outputs` is what `criterion` takes for the final prediction, and holds the same for the first one
         under "initial". Raises ValueError when the losses are not the ones that have a weight.
@@ -83,6 +83,29 @@ class TwoStageCriterion:
             for name, loss in criterion(outputs["initial"], targets).items():
                 if self.initial_factor(name) > 0:
                     losses[stage_name(name, "initial")] = loss
+        return self.checked(losses)
+
+    def together(
+        self,
+        criterion: Callable[[dict[str, Any], Any], dict[str, Tensor]],
+        final: Mapping[str, Any],
+        initial: Mapping[str, Any],
+        targets: Any,
+    ) -> dict[str, Tensor]:
+        """The same by one call, of a criterion that takes any number of predictions and adds to their losses'
+        names what it knows each prediction by.
+
+        `final`, `initial`: each stage's predictions, the last layer's as "", earlier ones' as "_0", …. Those
+        that gamma leaves without a loss are left out.
+        """
+        wanted = {stage_name(layer, "final"): prediction for layer, prediction in final.items()}
+        for layer, prediction in initial.items():
+            if self.initial_factor(layer) > 0:
+                wanted[stage_name(layer, "initial")] = prediction
+        return self.checked(criterion(wanted, targets))
+
+    def checked(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`losses`, each of which has a weight, and each weight a loss; else ValueError."""
         if losses.keys() != self.weight_dict.keys():
             without_weight = sorted(losses.keys() - self.weight_dict.keys())
             without_loss = sorted(self.weight_dict.keys() - losses.keys())

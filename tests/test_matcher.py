@@ -5,8 +5,13 @@ import math
 import pytest
 import torch
 
+from mask_former import matcher as matcher_module
+from mask_former import matching_costs
 from mask_former.losses import dice_cost, focal_cost
-from mask_former.matcher import HungarianMatcher, Target, assign, resize_nearest
+from mask_former.matcher import HungarianMatcher, Target, assign
+from mask_former.matching_costs import resize_nearest
+from tools.benchmarks.measure import peak_memory
+from tools.benchmarks.plain_criterion import plain_cost, plain_match
 
 
 def target(labels: list[int], masks: torch.Tensor) -> Target:
@@ -15,6 +20,32 @@ def target(labels: list[int], masks: torch.Tensor) -> Target:
 
 def one_image(logits: torch.Tensor, masks: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"pred_logits": logits[None], "pred_masks": masks[None]}
+
+
+def cost_of(
+    matcher: HungarianMatcher, logits: torch.Tensor, masks: torch.Tensor, true: Target
+) -> torch.Tensor:
+    """Cost of the pairs of one image."""
+    return matcher.costs([one_image(logits, masks)], [true])[0][0]
+
+
+def step_of(
+    counts: list[int], predictions: int = 3, queries: int = 6, side: int = 8, scale: float = 3.0
+) -> tuple[list[dict[str, torch.Tensor]], list[Target]]:
+    """Several predictions of several images, with `counts` targets."""
+    generator = torch.Generator().manual_seed(0)
+    given = [
+        {
+            "pred_logits": scale * torch.randn(len(counts), queries, 5, generator=generator),
+            "pred_masks": scale * torch.randn(len(counts), queries, side, side, generator=generator),
+        }
+        for _ in range(predictions)
+    ]
+    targets = []
+    for count in counts:
+        labels = torch.randint(4, (count,), generator=generator).tolist()
+        targets.append(target(labels, torch.rand(count, 4 * side, 4 * side, generator=generator) > 0.5))
+    return given, targets
 
 
 def test_least_total_cost_is_not_greedy() -> None:
@@ -65,7 +96,8 @@ def test_cost_by_hand() -> None:
     true = target([1], torch.tensor([[[1, 0]]]))
     focal = (0.25 + 0.75) / 2 * (1 / 2) ** 2 * math.log(2)
     dice = 1 - (2 * 1 / 2 + 1) / (1 + 1 + 1)
-    cost = HungarianMatcher(class_weight=3.0, mask_weight=20.0, dice_weight=2.0).cost(logits, masks, true)
+    matcher = HungarianMatcher(class_weight=3.0, mask_weight=20.0, dice_weight=2.0)
+    cost = cost_of(matcher, logits, masks, true)
     assert cost.tolist() == [[pytest.approx(3 * -1 / 4 + 20 * focal + 2 * dice)]]
 
 
@@ -88,7 +120,7 @@ def test_ground_truth_is_compared_at_the_predictions_size() -> None:
     masks = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
     small = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
     expected = 20 * focal_cost(masks.flatten(1), small) + dice_cost(masks.flatten(1), small)
-    cost = HungarianMatcher(class_weight=0.0).cost(torch.zeros(3, 3), masks, target([0], true))
+    cost = cost_of(HungarianMatcher(class_weight=0.0), torch.zeros(3, 3), masks, target([0], true))
     torch.testing.assert_close(cost, expected)
 
 
@@ -110,11 +142,61 @@ def test_matching_takes_no_part_in_the_gradient() -> None:
 def test_half_precision_predictions_match_in_float32() -> None:
     masks = torch.full((1, 64, 64), 20.0)  # 64·64·20 would overflow float16
     true = target([0], torch.zeros(1, 64, 64))
-    cost = HungarianMatcher().cost(torch.zeros(1, 3).half(), masks.half(), true)
+    cost = cost_of(HungarianMatcher(), torch.zeros(1, 3).half(), masks.half(), true)
     assert cost.dtype == torch.float32
-    torch.testing.assert_close(cost, HungarianMatcher().cost(torch.zeros(1, 3), masks, true))
+    torch.testing.assert_close(cost, cost_of(HungarianMatcher(), torch.zeros(1, 3), masks, true))
 
 
 def test_weights_that_are_all_zero_are_refused() -> None:
     with pytest.raises(ValueError, match="all 0"):
         HungarianMatcher(0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(("pixels", "targets_at_once"), [(1, 1), (150, 2), (2**19, 128)])
+def test_costs_are_the_plain_ones_of_every_prediction_and_image(
+    monkeypatch: pytest.MonkeyPatch, pixels: int, targets_at_once: int
+) -> None:
+    """Whatever is done at a time; images of no target, of some, and of more than there are queries."""
+    monkeypatch.setitem(matching_costs.PIXELS_AT_ONCE, "cpu", pixels)
+    monkeypatch.setattr(matching_costs, "TARGETS_AT_ONCE", targets_at_once)
+    matcher = HungarianMatcher(1.0, 20.0, 2.0)
+    predictions, targets = step_of([3, 0, 9])
+    for prediction, costs in zip(predictions, matcher.costs(predictions, targets), strict=True):
+        for image, (cost, true) in enumerate(zip(costs, targets, strict=True)):
+            expected = plain_cost(
+                matcher, prediction["pred_logits"][image], prediction["pred_masks"][image], true
+            )
+            torch.testing.assert_close(cost, expected, rtol=1e-5, atol=1e-6)
+    for found, wanted in zip(
+        matcher.match(predictions, targets), plain_match(matcher, predictions, targets), strict=True
+    ):
+        for (queries, segments), (their_queries, their_segments) in zip(found, wanted, strict=True):
+            assert torch.equal(queries, their_queries) and torch.equal(segments, their_segments)
+
+
+@pytest.mark.parametrize("value", [60.0, -60.0, 300.0, -300.0, 65504.0, -65504.0])
+def test_costs_of_certain_pixels_are_the_plain_ones(value: float) -> None:
+    matcher, masks = HungarianMatcher(), torch.full((1, 2, 2), value)
+    true = target([0, 0], torch.tensor([[[1, 0], [1, 1]], [[0, 0], [1, 0]]]))
+    expected = plain_cost(matcher, torch.zeros(1, 3), masks, true)
+    torch.testing.assert_close(cost_of(matcher, torch.zeros(1, 3), masks, true), expected)
+
+
+def test_all_costs_of_a_step_come_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = []
+    whole = matcher_module.to_host
+    monkeypatch.setattr(matcher_module, "to_host", lambda costs: copies.append(costs.numel()) or whole(costs))
+    predictions, targets = step_of([3, 0, 9])
+    HungarianMatcher().match(predictions, targets)
+    assert copies == [3 * 6 * (3 + 0 + 9)]
+
+
+def test_memory_does_not_grow_with_the_number_of_targets() -> None:
+    """But by the costs themselves, and the indices."""
+    peaks = {}
+    for count in (256, 1000):  # two blocks of them and more
+        predictions, targets = step_of([count], predictions=1, side=32)
+        peaks[count] = peak_memory(lambda p=predictions, t=targets: HungarianMatcher().match(p, t))
+    of_costs = 6 * 4  # bytes a target, in the buffer; there may be a few copies of parts of it
+    assert peaks[1000] - peaks[256] < 4 * of_costs * (1000 - 256)
+    assert peaks[1000] < 1000 * 32 * 32 * 4  # less than the resized targets would be in float32

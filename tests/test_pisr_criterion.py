@@ -90,6 +90,42 @@ def test_gamma_0_on_the_prediction_alone_keeps_the_earlier_layers():
     assert given["initial"]["values"].grad is None and given["initial"]["earlier"][0].grad.any()
 
 
+def one_call(predictions, targets):
+    """A criterion of any number of predictions, by what their losses' names end in."""
+    losses = {}
+    for suffix, values in predictions.items():
+        losses |= {f"loss_ce{suffix}": values.sum(), f"loss_mask{suffix}": values.mean()}
+    return losses
+
+
+@pytest.mark.parametrize(
+    "gamma, scope", [(0.5, "all"), (0.2, "prediction"), (0.0, "all"), (0.0, "prediction")]
+)
+def test_both_stages_in_one_call_have_the_same_losses_in_the_same_order(gamma, scope):
+    judge, given, calls = two_stage(gamma, scope), outputs(), []
+
+    def criterion(predictions, targets):
+        calls.append(list(predictions))
+        return one_call(predictions, targets)
+
+    final, initial = {"": given["values"]}, {"": given["initial"]["values"]}
+    initial |= {f"_{layer}": values for layer, values in enumerate(given["initial"]["earlier"])}
+    together = judge.together(criterion, final, initial, None)
+    apart = judge(CountingCriterion(), given, None)
+    assert list(together.items()) == list(apart.items())
+    wanted = {name.removeprefix("loss_ce") for name in judge.weight_dict if name.startswith("loss_ce")}
+    assert len(calls) == 1 and set(calls[0]) == wanted
+
+
+def test_one_call_refuses_a_loss_without_weight():
+    def more(predictions, targets):
+        return {**one_call(predictions, targets), "loss_box_final": torch.zeros(())}
+
+    values = torch.ones(4)
+    with pytest.raises(ValueError, match=r"without a weight: \['loss_box_final'\]"):
+        two_stage(0.5).together(more, {"": values}, {"": values, "_0": values}, None)
+
+
 def test_loss_without_weight_and_weight_without_loss_raise():
     def more(outputs, targets):
         return {**CountingCriterion()(outputs, targets), "loss_box": outputs["values"].sum()}

@@ -18,18 +18,19 @@ def random_prediction(seed):
 
 
 def test_every_stage_is_matched_and_judged_on_its_own(monkeypatch):
-    model, matchings = tiny_pisr(), []
-    matcher = model.criterion.matcher
+    model, calls = tiny_pisr(), []
+    match = model.criterion.matcher.match
 
-    def recording(prediction, targets):
-        matchings.append(matcher(prediction, targets))
-        return matchings[-1]
+    def recording(predictions, targets):
+        calls.append(match(predictions, targets))
+        return calls[-1]
 
-    monkeypatch.setattr(model.criterion, "matcher", recording)
+    monkeypatch.setattr(model.criterion.matcher, "match", recording)
     final, initial, *earlier = (random_prediction(seed) for seed in range(4))
     targets = model.prepare_targets(batch(), model.preprocess(batch()))
     first = {**initial, "aux_outputs": earlier}
     losses = model.criterion({**final, "aux_outputs": [], "initial": first, "statistics": {}}, targets)
+    (matchings,) = calls
     matched = {tuple(queries.tolist()) for matching in matchings for queries, _ in matching[1:]}
     assert len(matchings) == len(matched) == 4  # no two predictions give the segments to the same queries
 
@@ -51,7 +52,9 @@ def test_every_stage_is_matched_and_judged_on_its_own(monkeypatch):
         (0.0, "all", {"_final": 1.0}),
     ],
 )
-def test_gamma_and_its_scope_decide_which_predictions_have_losses_of_their_own(gamma, scope, weights):
+def test_gamma_and_its_scope_decide_which_predictions_have_losses_of_their_own(
+    gamma, scope, weights, monkeypatch
+):
     model = tiny_pisr({"MODEL.PISR.INITIAL_LOSS_WEIGHT": gamma, "MODEL.PISR.INITIAL_LOSS_SCOPE": scope})
     expected = {kind + stage: KINDS[kind] * factor for kind in KINDS for stage, factor in weights.items()}
     assert model.criterion.weight_dict == pytest.approx(expected)
@@ -59,8 +62,15 @@ def test_gamma_and_its_scope_decide_which_predictions_have_losses_of_their_own(g
     # O_f and O_q are still zero: nothing comes back through PISR, only from a prediction's own losses
     outputs = {}
     model.sem_seg_head.predictor.register_forward_hook(lambda *call: outputs.update(call[2]))
+    matched, match = [], model.criterion.matcher.match
+
+    def counting(predictions, targets):
+        matched.append(len(predictions))
+        return match(predictions, targets)
+
+    monkeypatch.setattr(model.criterion.matcher, "match", counting)
     losses = model(batch())
-    assert losses.keys() == expected.keys()
+    assert losses.keys() == expected.keys() and matched == [len(weights)]  # what has no loss is not matched
     predictions = {"_final": outputs, "_initial": outputs["initial"]}
     predictions |= {f"_initial_{i}": earlier for i, earlier in enumerate(outputs["initial"]["aux_outputs"])}
     for stage, prediction in predictions.items():

@@ -1,0 +1,117 @@
+"""The matching costs of all predictions of a step: few passes over the mask logits, large products.
+
+Focal and dice costs are those of `losses.focal_cost` and `losses.dice_cost`. With p = σ(x), they need
+Σ_t (inside − outside), Σ_t p, Σ outside and Σ p: the first two are one product of the stacked rows with the
+targets, from one sigmoid and one logarithm, for softplus(−x) = −log p and softplus(x) = x − log p.
+
+Shapes: L predictions · B images · Q queries · C classes without "no object" · T targets of one image · H W
+size of the predicted masks · Hp Wp size of the ground truth · R queries at a time · P = H·W pixels.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mask_former.losses import DICE_SMOOTH, FOCAL_ALPHA, FOCAL_GAMMA
+from mask_former.predictor import Prediction
+
+# Four tensors of this many numbers live at a time.
+PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}
+TARGETS_AT_ONCE = 128  # resized masks, in float32: what they take is bounded too
+
+
+class Target(TypedDict):
+    """Ground truth of one image."""
+
+    labels: Tensor  # (T,) int64 classes
+    masks: Tensor  # T×Hp×Wp bool
+
+
+class Costs:
+    """Room for the costs of every prediction and image in one buffer, so that they travel in one copy."""
+
+    def __init__(self, predictions: Sequence[Prediction], targets: Sequence[Target]) -> None:
+        queries = [prediction["pred_logits"].shape[1] for prediction in predictions]
+        self.shapes = [[(count, len(target["labels"])) for target in targets] for count in queries]
+        self.sizes = [rows * columns for shapes in self.shapes for rows, columns in shapes]
+        device = predictions[0]["pred_logits"].device
+        self.buffer = torch.zeros(sum(self.sizes), dtype=torch.float32, device=device)
+
+    def views(self, buffer: Tensor) -> list[list[Tensor]]:
+        """Q×T costs of every prediction and image, as parts of `buffer`, which is the own one or its copy."""
+        parts = iter(buffer.split(self.sizes))
+        return [[next(parts).view(shape) for shape in shapes] for shapes in self.shapes]
+
+
+@torch.no_grad()
+def matching_costs(
+    predictions: Sequence[Prediction],
+    targets: Sequence[Target],
+    *,
+    class_weight: float,
+    mask_weight: float,
+    dice_weight: float,
+) -> Costs:
+    """Weighted sums of −P(true class), focal and dice cost, float32, on the predictions' device.
+
+    `predictions`: L with masks of one size. `targets`: of every image; resized once for all predictions.
+    """
+    costs = Costs(predictions, targets)
+    views = costs.views(costs.buffer)
+    for prediction, of_images in zip(predictions, views, strict=True):
+        probability = prediction["pred_logits"].float().softmax(dim=-1)
+        for image, (cost, target) in enumerate(zip(of_images, targets, strict=True)):
+            cost.sub_(probability[image].index_select(1, target["labels"]), alpha=class_weight)
+    size = predictions[0]["pred_masks"].shape[-2:]
+    for image, target in enumerate(targets):
+        for start in range(0, len(target["labels"]), TARGETS_AT_ONCE):
+            part = slice(start, start + TARGETS_AT_ONCE)
+            truth = resize_nearest(target["masks"][part], size).flatten(1)
+            for prediction, of_images in zip(predictions, views, strict=True):
+                logits = prediction["pred_masks"][image].flatten(1)
+                add_mask_costs(logits, truth, of_images[image][:, part], mask_weight, dice_weight)
+    return costs
+
+
+def add_mask_costs(
+    logits: Tensor, truth: Tensor, costs: Tensor, mask_weight: float, dice_weight: float
+) -> None:
+    """Add to `costs` Q×T those of `logits` Q×P with the 0/1 masks `truth` T×P."""
+    queries, pixels = logits.shape
+    step = PIXELS_AT_ONCE.get(logits.device.type, PIXELS_AT_ONCE["cpu"]) // max(1, pixels)
+    step = max(1, min(step, queries))
+    buffer = truth.new_empty(4 * step * pixels)
+    area = truth.sum(dim=1) + DICE_SMOOTH
+    for start in range(0, queries, step):
+        x = logits[start : start + step].float()
+        work = buffer[: 4 * x.numel()].view(4, *x.shape)
+        outside, predicted = _terms(x, work)
+        difference, overlap = (work[:2].flatten(0, 1) @ truth.T).view(2, len(x), len(truth))
+        focal = difference.mul_(-FOCAL_ALPHA).add_(outside[:, None], alpha=1 - FOCAL_ALPHA)
+        dice = overlap.mul_(-2).sub_(DICE_SMOOTH).div_(predicted[:, None] + area).add_(1)
+        costs[start : start + step].add_(focal, alpha=mask_weight / pixels).add_(dice, alpha=dice_weight)
+
+
+def _terms(x: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums (R,) of p² softplus(x) and of p of logits `x` R×P.
+
+    `work` 4×R×P is written over; its first two become (1−p)² log p + p² softplus(x) (1−α)/α, which is
+    (inside − outside)/−α, and p.
+    """
+    assert FOCAL_GAMMA == 2
+    difference, p, log, outside = work
+    torch.sigmoid(x, out=p)
+    torch.clamp(p, min=torch.finfo(p.dtype).tiny, out=log).log_()
+    torch.minimum(log, x, out=log)  # where p is too small a number, log p = x
+    torch.sub(x, log, out=outside).mul_(torch.mul(p, p, out=difference))
+    torch.sub(1, p, out=difference).square_().mul_(log)
+    difference.add_(outside, alpha=(1 - FOCAL_ALPHA) / FOCAL_ALPHA)
+    return outside.sum(dim=1), p.sum(dim=1)
+
+
+def resize_nearest(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """T×Hp×Wp bool masks at another size by nearest neighbour, float32."""
+    return F.interpolate(masks[:, None].view(torch.uint8), size=tuple(size), mode="nearest")[:, 0].float()
