@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from pisr_maskformer.config import choose
-from pisr_maskformer.encodings import MIN_AREA, Pooled, pool
+from pisr_maskformer.encodings import MIN_AREA, Pooled, masked, pool
+from pisr_maskformer.pixel_sums import at_least_float32
 
 MIN_SIZE = 1e-30  # keeps the division by a zero M finite
 
@@ -33,9 +34,10 @@ class AffineFeatures(NamedTuple):
 
     def on_pixels(self, features: Tensor) -> Tensor:
         """F_pan as a map, B×D×H×W: one dynamic 1×1 convolution."""
-        return torch.baddbmm(self.offset[..., None], self.matrix, features.flatten(2)).view_as(features)
+        pixels = at_least_float32(features).flatten(2)
+        return torch.baddbmm(self.offset[..., None], self.matrix, pixels).view_as(features)
 
-    def under_maps(self, pooled: Pooled, region_maps: Tensor) -> Tensor:
+    def under_maps(self, pooled: Pooled, region_maps: Tensor, valid_pixels: Tensor | None = None) -> Tensor:
         """p_q, the s_q-weighted mean of F_pan, B×Q×D, without a pass over pixels; 0 for an all-zero map."""
         filled = pooled.areas / pooled.areas.clamp(min=MIN_AREA)  # 1, but 0 for an all-zero map
         return pooled.means() @ self.matrix.transpose(1, 2) + filled[..., None] * self.offset[:, None]
@@ -65,9 +67,9 @@ class MapFeatures(NamedTuple):
         """F_pan, B×D×H×W."""
         return self.panoptic
 
-    def under_maps(self, pooled: Pooled, region_maps: Tensor) -> Tensor:
-        """p_q, the s_q-weighted mean of F_pan, B×Q×D; zero for an all-zero map."""
-        return pool(self.panoptic, region_maps).means()
+    def under_maps(self, pooled: Pooled, region_maps: Tensor, valid_pixels: Tensor | None = None) -> Tensor:
+        """p_q, the s_q-weighted mean of F_pan over valid pixels, B×Q×D; zero for an all-zero map."""
+        return pool(self.panoptic, masked(region_maps, valid_pixels)).means()
 
 
 def matmul_relation(rows: Tensor, pixels: Tensor) -> Tensor:
@@ -124,7 +126,7 @@ class PanopticRelationalAttention(nn.Module):
         """F_pan of `features` B×D×H×W and E~ B×E×D (zero where invalid), in the form that costs least."""
         if self.is_affine and not self.direct:
             return self.affine(encodings).scaled()
-        return MapFeatures(self.maps(features, encodings)[1])
+        return MapFeatures(self.maps(at_least_float32(features), encodings)[1])
 
     def affine(self, encodings: Tensor) -> AffineFeatures:
         """M and b of matmul/matmul, by associativity:

@@ -63,7 +63,8 @@ class PISRSettings:
     f2: str = "matmul"
 
     # --- Feedback of F_pan into the second prediction, supplement D.3 ---
-    # "pixel" (F' = F + O_f(norm(F_pan))), "query" (q' = q + O_q(norm(p))), or "both". **choice**.
+    # "pixel" (F' = F + O_f(norm(F_pan))), "query" (q' = q + O_q(norm(p))), or "both". **choice**. "none" is a
+    # control: the second prediction repeats the first, and only the loss differs from the base network's.
     feedback: str = "both"
 
     # --- Two-stage loss, Equation 1 and Table B.3 ---

@@ -6,7 +6,7 @@ Shapes:
     F features B×D×H×W · s region_maps B×Q×H×W and P class_probs B×Q×C, probabilities
     G sums B×Q×D, over pixels, of s_q F · a areas B×Q, over pixels, of s_q
 
-Pixels that do not count (padding) are zero in `region_maps`; that alone excludes them from every mean here.
+Pixels that do not count (padding) are those where `valid_pixels`, B×1×H×W bool, is false; None: all count.
 Everything here is meant to run in float32 or better: the sums go over tens of thousands of pixels.
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pisr_maskformer.config import choose
+from pisr_maskformer.pixel_sums import FeatureMoments, at_least_float32, pixel_sums
 
 # Smallest weight, in pixels, that a mean is divided by: an all-zero map gives a zero mean, never NaN. Far
 # below what a confident softmax leaves an absent class (e^-20 of 25,600 pixels is 5e-5), so that no real
@@ -35,6 +36,16 @@ class Pooled(NamedTuple):
         return self.sums / self.areas.clamp(min=MIN_AREA)[..., None]
 
 
+class Gathered(NamedTuple):
+    """What PISR wants to know of the pixels; found in one pass over them."""
+
+    pooled: Pooled  # of all queries
+    scores: Tensor  # B×Q, instance score of every query
+    kept: Tensor  # B×K int64, the K = min(N, Q) queries with the best ones in slot order
+    instances: Pooled | None  # of the kept ones' heatmaps, B×K; None if not asked for
+    moments: FeatureMoments | None  # of F; None if not asked for
+
+
 class PanopticEncodings(NamedTuple):
     """E_pan with what is known about each of its rows."""
 
@@ -44,9 +55,17 @@ class PanopticEncodings(NamedTuple):
 
 
 def pool(features: Tensor, maps: Tensor) -> Pooled:
-    """Weighted sums of `features` (B×D×H×W) under `maps` (B×K×H×W), and the weights' own sums."""
+    """Weighted sums of `features` (B×D×H×W) under `maps` (B×K×H×W), and the weights' own sums.
+
+    By definition; `pixel_sums` is the same with less kept for the backward pass.
+    """
     weights = maps.flatten(2)
     return Pooled(torch.bmm(weights, features.flatten(2).transpose(1, 2)), weights.sum(-1))
+
+
+def masked(maps: Tensor, valid_pixels: Tensor | None) -> Tensor:
+    """`maps`, B×K×H×W, zero where a pixel is not valid."""
+    return maps if valid_pixels is None else maps * valid_pixels
 
 
 def semantic_heatmaps(region_maps: Tensor, class_probs: Tensor) -> Tensor:
@@ -129,19 +148,54 @@ class PanopticEncoder(nn.Module):
         self.semantic_presence = semantic_presence
         self.direct = direct
 
-    def forward(
-        self, features: Tensor, region_maps: Tensor, class_probs: Tensor, pooled: Pooled
-    ) -> PanopticEncodings:
-        """E_pan of `features` B×D×H×W; `pooled` is pool(features, region_maps), shared with the caller."""
-        semantic = self._semantic(features, region_maps, class_probs, pooled)
+    def gather(
+        self,
+        features: Tensor,
+        region_maps: Tensor,
+        class_probs: Tensor,
+        valid_pixels: Tensor | None = None,
+        *,
+        instances: bool = True,
+        moments: bool = False,
+    ) -> Gathered:
+        """Sums of `features` under the maps and, if asked for, under heatmaps; no moments where direct."""
         scores, kept = self.keep_instances(class_probs)
-        if self.suppress is None and not self.direct:
+        if self.direct:
+            features, maps = at_least_float32(features), masked(region_maps, valid_pixels)
+            heatmaps = self.instance_heatmaps(maps, class_probs, kept)
+            return Gathered(pool(features, maps), scores, kept, pool(features, heatmaps), None)
+        factor = self._suppression(region_maps, class_probs) if instances else None
+        chosen = None if factor is None else kept
+        sums, areas, found = pixel_sums(features, region_maps, valid_pixels, chosen, factor, moments)
+        queries = region_maps.shape[1]
+        pooled, under_heatmaps = (
+            Pooled(sums[:, rows], areas[:, rows]) for rows in (slice(queries), slice(queries, None))
+        )
+        if factor is None:  # a heatmap is the query's map: its sums are there
             rows = kept[..., None].expand(-1, -1, features.shape[1])
-            instances = Pooled(pooled.sums.gather(1, rows), pooled.areas.gather(1, kept)).means()
+            under_heatmaps = Pooled(pooled.sums.gather(1, rows), pooled.areas.gather(1, kept))
+        return Gathered(pooled, scores, kept, under_heatmaps if instances else None, found)
+
+    def forward(
+        self,
+        features: Tensor,
+        region_maps: Tensor,
+        class_probs: Tensor,
+        gathered: Gathered,
+        valid_pixels: Tensor | None = None,
+    ) -> PanopticEncodings:
+        """E_pan of `features` B×D×H×W; `gathered` from the same arguments, with instances."""
+        if self.direct:
+            maps = masked(region_maps, valid_pixels)
+            semantic = semantic_encodings(at_least_float32(features), maps, class_probs)
         else:
-            instances = pool(features, self.instance_heatmaps(region_maps, class_probs, kept)).means()
+            semantic = pooled_semantic_encodings(gathered.pooled, class_probs)
+        if self.semantic_presence:
+            semantic = semantic * class_probs.amax(dim=1)[..., None]
+        assert gathered.instances is not None
+        scores, kept = gathered.scores, gathered.kept
         # choice: times the score, so that class logits receive gradient.
-        instances = instances * scores.gather(1, kept)[..., None]
+        instances = gathered.instances.means() * scores.gather(1, kept)[..., None]
 
         empty_slots = self.num_instances - kept.shape[1]
         encodings = nn.functional.pad(torch.cat([semantic, instances], dim=1), (0, 0, 0, empty_slots))
@@ -162,18 +216,14 @@ class PanopticEncoder(nn.Module):
         """s of the kept queries (B×K) times the background suppression (Section 3.2), B×K×H×W."""
         batch, count = kept.shape
         heatmaps = region_maps.gather(1, kept[..., None, None].expand(batch, count, *region_maps.shape[2:]))
+        factor = self._suppression(region_maps, class_probs)
+        return heatmaps if factor is None else heatmaps * factor
+
+    def _suppression(self, region_maps: Tensor, class_probs: Tensor) -> Tensor | None:
+        """The background suppression, B×1×H×W; None where there is none."""
         if self.suppress is None:
-            return heatmaps
+            return None
         kind_of_class = torch.stack([self.is_thing, ~self.is_thing], dim=1).to(class_probs.dtype)  # C×2
         kinds = class_probs @ kind_of_class  # B×Q×2: probability of a thing, of stuff
         thing, stuff = semantic_heatmaps(region_maps, kinds).split(1, dim=1)
-        return heatmaps * self.suppress(thing, stuff)
-
-    def _semantic(self, features: Tensor, region_maps: Tensor, class_probs: Tensor, pooled: Pooled) -> Tensor:
-        if self.direct:
-            encodings = semantic_encodings(features, region_maps, class_probs)
-        else:
-            encodings = pooled_semantic_encodings(pooled, class_probs)
-        if self.semantic_presence:
-            encodings = encodings * class_probs.amax(dim=1)[..., None]
-        return encodings
+        return self.suppress(thing, stuff)

@@ -3,7 +3,7 @@
 The paper feeds them "into the MLP which produces mask predictions"; both paths here are a **choice**.
 
 Shapes: B batch · D feature channels · D_h query channels · Q queries · H×W feature resolution
-    pixel path  F_pan B×D×H×W -> O_f(GroupNorm(F_pan)) B×D×H×W, added to F
+    pixel path  F_pan B×D×H×W -> O_f(GroupNorm(F_pan)) B×D×H×W, added to F; of F_pan = M F + b it is A F + c
     query path  p B×Q×D       -> O_q(LayerNorm(p))     B×Q×D_h, added to q
 
 O_f and O_q start at zero: a new PISR model predicts exactly what its baseline does.
@@ -13,6 +13,9 @@ import math
 
 import torch
 from torch import Tensor, nn
+
+from pisr_maskformer.attention import AffineFeatures, weight_and_bias
+from pisr_maskformer.pixel_sums import FeatureMoments
 
 # The norms must see the panoptic features whatever their size: PyTorch's default of 1e-5 would swallow
 # deviations below 0.003, which is what a new model has. Small enough for them, large enough for float32
@@ -24,6 +27,7 @@ FEEDBACK: dict[str, frozenset[str]] = {
     "pixel": frozenset({"pixel"}),
     "query": frozenset({"query"}),
     "both": frozenset({"pixel", "query"}),
+    "none": frozenset(),
 }
 
 
@@ -76,14 +80,28 @@ class PixelFeedback(nn.Module):
             normed = self.norm(panoptic, valid_pixels)
         return self.project(normed)
 
-    @torch.no_grad()
-    def deviation(self, panoptic: Tensor, valid_pixels: Tensor | None) -> Tensor:
-        """Standard deviation of F_pan per group before the norm, averaged over groups and images.
+    def folded(self, panoptic: AffineFeatures, moments: FeatureMoments) -> tuple[AffineFeatures, Tensor]:
+        """The same of F_pan = M F + b as A F + c, and the variance of F_pan in every group, B×G.
 
-        With both relations "matmul", and with the constant one, F_pan was divided by the norm of [M b] before
-        (`AffineFeatures.scaled`): comparable between runs of one relation, not between relations.
+        The norm's mean and variance follow from those of F, so that F_pan is never made:
+        A = W_o diag(scale) M and c = W_o (scale (b - mean) + beta) + b_o with scale = gamma / deviation.
+        Autocast must be off.
         """
-        return group_moments(self.norm.grouped(panoptic), valid_pixels)[1].sqrt().mean()
+        norm = self.norm
+        means, variances = (
+            values.unflatten(1, (norm.num_groups, -1)) for values in moments.affine(*panoptic)
+        )  # B×G×(D/G)
+        mean = means.mean(2, keepdim=True)
+        variance = (variances + (means - mean).square()).mean(2, keepdim=True)
+        scale = norm.weight * (variance + norm.eps).rsqrt().expand_as(means).flatten(1)  # B×D
+        shift = scale * (panoptic.offset - mean.expand_as(means).flatten(1)) + norm.bias
+        weight, bias = weight_and_bias(self.project)
+        residual = AffineFeatures(weight @ (scale[..., None] * panoptic.matrix), shift @ weight.T + bias)
+        return residual, variance.flatten(1)
+
+    def variance(self, panoptic: Tensor, valid_pixels: Tensor | None) -> Tensor:
+        """The variance of F_pan in every group, B×G, by definition."""
+        return group_moments(self.norm.grouped(panoptic), valid_pixels)[1].flatten(1)
 
 
 class QueryFeedback(nn.Module):

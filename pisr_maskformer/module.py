@@ -11,11 +11,11 @@ A use without MaskFormer or any configuration:
 
     pisr = PISR(channels=256, query_channels=None, num_classes=19, thing_ids=range(11, 19),
                 settings=PISRSettings(feedback="pixel"))
-    new_features = pisr(features, masks.sigmoid(), logits.softmax(-1)[..., :-1]).features
+    result = pisr(features, masks.sigmoid(), logits.softmax(-1)[..., :-1])
+    new_features = result.features.on_pixels()
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,52 +28,27 @@ from pisr_maskformer.attention import (
     PanopticRelationalAttention,
 )
 from pisr_maskformer.config import PISRSettings, SettingError
-from pisr_maskformer.encodings import PanopticEncoder, PanopticEncodings, Pooled, pool, semantic_heatmaps
+from pisr_maskformer.embeddings import FoldedEmbeddings, MapEmbeddings
+from pisr_maskformer.encodings import PanopticEncoder
 from pisr_maskformer.feedback import FEEDBACK, PixelFeedback, QueryFeedback
+from pisr_maskformer.internals import FirstPrediction, PISRInternals, Related, internals_of
+from pisr_maskformer.pixel_sums import at_least_float32
 from pisr_maskformer.reweighting import REWEIGHTING
-from pisr_maskformer.statistics import relative_size, weight_statistics
+from pisr_maskformer.statistics import (
+    group_deviation,
+    relative_size,
+    relative_size_by_moments,
+    weight_statistics,
+)
 from pisr_maskformer.variants import RELATION, check_names
-
-
-@dataclass
-class PISRInternals:
-    """What a forward computed on its way, for pictures. None where the variant has no such thing."""
-
-    encodings: Tensor  # E_pan, B×E×D: C semantic ones, then N instance slots
-    valid: Tensor  # B×E bool: false for slots without a query
-    kept: Tensor  # B×N int64: the query in each slot, -1 where none
-    reweighted: Tensor | None  # E~, B×E×D
-    weights: Tensor | None  # w of the explicit reweighting, B×E×1 or B×E×D
-    semantic_heatmaps: Tensor  # S_c, B×C×H×W
-    instance_heatmaps: Tensor  # B×N×H×W, zero for slots without a query
-    spatial_features: Tensor | None  # F_sp, B×E×H×W
-    panoptic_features: Tensor  # F_pan, B×D×H×W, before the norm; of matmul/matmul up to one factor per image
 
 
 class PISROutput(NamedTuple):
     """What the second prediction is made of."""
 
-    features: Tensor  # F' B×D×H×W, in the type of `features`
+    features: FoldedEmbeddings | MapEmbeddings  # F'; on_pixels() and masks(e) give the map and mask logits
     queries: Tensor | None  # q' B×Q×D_h, in the type of `queries`; None when none were given
-    internals: PISRInternals | None
-
-
-class Related(NamedTuple):
-    """From encodings to panoptic features; the first three are None for the constant relation."""
-
-    encoded: PanopticEncodings | None
-    reweighted: Tensor | None
-    weights: Tensor | None
-    panoptic: AffineFeatures | MapFeatures
-
-
-class FirstPrediction(NamedTuple):
-    """What PISR reads, in float32 or better, and the sums that encodings and query feedback share."""
-
-    features: Tensor
-    region_maps: Tensor  # zero on padding
-    class_probs: Tensor
-    pooled: Pooled
+    internals: PISRInternals | None  # None when not asked for, and without feedback
 
 
 class PISR(nn.Module):
@@ -91,7 +66,7 @@ class PISR(nn.Module):
     After a forward in training mode `last_statistics` holds detached scalars on the device, none of them
     waited for: the size of both residual branches relative to F (without padding) and q, mean and range
     of the weights w, and the standard deviation of F_pan within the groups of the norm that follows it
-    (`PixelFeedback.deviation`).
+    (`group_deviation`).
     """
 
     def __init__(
@@ -117,7 +92,9 @@ class PISR(nn.Module):
             semantic_presence=settings.semantic_presence,
             direct=direct,
         )
-        self.uses_encodings = RELATION[settings.relation]
+        paths = FEEDBACK[settings.feedback]
+        self.feeds_back = bool(paths)
+        self.uses_encodings = self.feeds_back and RELATION[settings.relation]
         if self.uses_encodings:
             self.reweighting = REWEIGHTING[settings.reweighting](
                 channels=channels,
@@ -133,9 +110,8 @@ class PISR(nn.Module):
                 f2=settings.f2,
                 direct=direct,
             )
-        else:
+        elif self.feeds_back:
             self.constant = ConstantRelation(channels=channels)
-        paths = FEEDBACK[settings.feedback]
         self.pixel_feedback = PixelFeedback(channels=channels) if "pixel" in paths else None
         self.query_feedback = None
         if "query" in paths:
@@ -144,6 +120,9 @@ class PISR(nn.Module):
                     f"MODEL.PISR.FEEDBACK is {settings.feedback!r}; a host without queries needs 'pixel'"
                 )
             self.query_feedback = QueryFeedback(channels=channels, query_channels=query_channels)
+        # The pixel path needs no map where F_pan is affine in F; by definition it has one.
+        affine = not self.uses_encodings or self.attention.is_affine
+        self.folds = affine and not direct and self.pixel_feedback is not None
 
     def forward(
         self,
@@ -157,11 +136,14 @@ class PISR(nn.Module):
         """F, s, P and q of the first prediction -> F' and q' for the second.
 
         `valid_pixels`, B×1×H×W bool, excludes padding from every mean; None when there is none. `queries`
-        may be None with pixel feedback alone. Under autocast all but the layer O_f runs in float32.
+        may be None with pixel feedback alone. Under autocast all but the layer O_f of a map, and products
+        of masks, runs in float32.
         """
+        if not self.feeds_back:
+            return PISROutput(MapEmbeddings(features), queries, None)
         off = torch.autocast(features.device.type, enabled=False)
         with off:
-            first = first_prediction(features, region_maps, class_probs, valid_pixels)
+            first = self.first_prediction(features, region_maps, class_probs, valid_pixels, return_internals)
             related = self.relate(first)
             internals = self._internals(first, related) if return_internals else None
 
@@ -170,21 +152,35 @@ class PISR(nn.Module):
             if queries is None:
                 raise ValueError("query feedback needs the queries of the first prediction")
             with off:
-                residual = self.query_feedback(related.panoptic.under_maps(first.pooled, first.region_maps))
+                means = related.panoptic.under_maps(first.gathered.pooled, first.region_maps, valid_pixels)
+                residual = self.query_feedback(means)
             if self.training:
                 statistics["query_residual"] = relative_size(residual, queries)
             queries = queries + residual.to(queries.dtype)
-        if self.pixel_feedback is not None:
-            with off:
-                panoptic = related.panoptic.on_pixels(first.features)
-            residual = self.pixel_feedback(panoptic, valid_pixels)
-            if self.training:
-                statistics["pixel_residual"] = relative_size(residual, features, valid_pixels)
-                statistics["group_deviation"] = self.pixel_feedback.deviation(panoptic, valid_pixels)
-            features = features + residual.to(features.dtype)
+        embeddings, of_pixels = self._feed_pixels(related.panoptic, first)
         if self.training:
-            self.last_statistics = statistics
-        return PISROutput(features, queries, internals)
+            self.last_statistics = statistics | of_pixels
+        return PISROutput(embeddings, queries, internals)
+
+    def first_prediction(
+        self,
+        features: Tensor,
+        region_maps: Tensor,
+        class_probs: Tensor,
+        valid_pixels: Tensor | None = None,
+        instances: bool = False,
+    ) -> FirstPrediction:
+        """Probabilities in float32 or better, and the sums over pixels; `instances` even where unused."""
+        maps, class_probs = at_least_float32(region_maps), at_least_float32(class_probs)
+        gathered = self.encoder.gather(
+            features,
+            maps,
+            class_probs,
+            valid_pixels,
+            instances=instances or self.uses_encodings,
+            moments=self.folds,
+        )
+        return FirstPrediction(features, maps, class_probs, gathered, valid_pixels)
 
     def relate(self, first: FirstPrediction) -> Related:
         """Encode, reweight, relate."""
@@ -196,43 +192,35 @@ class PISR(nn.Module):
         reweighted = reweighted.masked_fill(~encoded.valid[..., None], 0)
         return Related(encoded, reweighted, weights, self.attention(first.features, reweighted))
 
+    def _feed_pixels(
+        self, panoptic: AffineFeatures | MapFeatures, first: FirstPrediction
+    ) -> tuple[FoldedEmbeddings | MapEmbeddings, dict[str, Tensor]]:
+        """F', and what training wants to know of it."""
+        features, feedback, valid_pixels = first.features, self.pixel_feedback, first.valid_pixels
+        if feedback is None:
+            return MapEmbeddings(features), {}
+        statistics = {}
+        off = torch.autocast(features.device.type, enabled=False)
+        moments = first.gathered.moments
+        if moments is not None and isinstance(panoptic, AffineFeatures):
+            with off:
+                folded, variance = feedback.folded(panoptic, moments)
+                if self.training:
+                    statistics["pixel_residual"] = relative_size_by_moments(folded, moments)
+                    statistics["group_deviation"] = group_deviation(variance)
+            return FoldedEmbeddings(features, folded), statistics
+        with off:
+            values = panoptic.on_pixels(features)
+        residual = feedback(values, valid_pixels)
+        if self.training:
+            statistics["pixel_residual"] = relative_size(residual, features, valid_pixels)
+            statistics["group_deviation"] = group_deviation(feedback.variance(values, valid_pixels))
+        return MapEmbeddings(features + residual.to(features.dtype)), statistics
+
     def _weight_statistics(self, related: Related) -> dict[str, Tensor]:
         if related.weights is None or related.encoded is None:
             return {}
         return weight_statistics(related.weights, related.encoded.valid)
 
     def _internals(self, first: FirstPrediction, related: Related) -> PISRInternals:
-        encoded = related.encoded or self.encoder(*first)
-        filled = (encoded.kept >= 0)[..., None, None]
-        instances = self.encoder.instance_heatmaps(
-            first.region_maps, first.class_probs, encoded.kept.clamp(min=0)
-        )
-        spatial = None
-        if related.reweighted is not None:
-            spatial = self.attention.maps(first.features, related.reweighted)[0]
-        return PISRInternals(
-            encodings=encoded.encodings,
-            valid=encoded.valid,
-            kept=encoded.kept,
-            reweighted=related.reweighted,
-            weights=related.weights,
-            semantic_heatmaps=semantic_heatmaps(first.region_maps, first.class_probs),
-            instance_heatmaps=instances * filled,
-            spatial_features=spatial,
-            panoptic_features=related.panoptic.on_pixels(first.features),
-        )
-
-
-def first_prediction(
-    features: Tensor, region_maps: Tensor, class_probs: Tensor, valid_pixels: Tensor | None
-) -> FirstPrediction:
-    """In float32 or better, with region maps that are zero on padding, and the pooled sums G and a."""
-    features, maps, class_probs = (at_least_float32(given) for given in (features, region_maps, class_probs))
-    if valid_pixels is not None:
-        maps = maps * valid_pixels
-    return FirstPrediction(features, maps, class_probs, pool(features, maps))
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision becomes float32; float32 and float64 stay."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+        return internals_of(first, related, self.encoder, self.attention if self.uses_encodings else None)

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from pisr_maskformer.attention import AffineFeatures
+from pisr_maskformer.pixel_sums import FeatureMoments
+
 
 @torch.no_grad()
 def relative_size(residual: Tensor, base: Tensor, valid_pixels: Tensor | None = None) -> Tensor:
@@ -17,6 +20,25 @@ def relative_size(residual: Tensor, base: Tensor, valid_pixels: Tensor | None = 
         return torch.linalg.vector_norm(lengths if valid_pixels is None else lengths * valid_pixels)
 
     return size(residual) / size(base).clamp(min=torch.finfo(wide).tiny)
+
+
+@torch.no_grad()
+def relative_size_by_moments(residual: AffineFeatures, moments: FeatureMoments) -> Tensor:
+    """|A F + c| / |F| over the valid pixels of the whole batch, without a pass over them."""
+    mean, variance = moments.affine(*residual)
+    size = ((mean.square() + variance).sum(1) * moments.pixels).sum()
+    base = (moments.squared_norm() * moments.pixels).sum()
+    return (size / base.clamp(min=torch.finfo(base.dtype).tiny)).sqrt()
+
+
+@torch.no_grad()
+def group_deviation(variance: Tensor) -> Tensor:
+    """Standard deviation of F_pan per group before the norm, averaged over groups and images; from B×G.
+
+    With both relations "matmul", and with the constant one, F_pan was divided by the norm of [M b] before
+    (`AffineFeatures.scaled`): comparable between runs of one relation, not between relations.
+    """
+    return variance.sqrt().mean()
 
 
 @torch.no_grad()

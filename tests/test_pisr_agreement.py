@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 
-from pisr_maskformer.module import first_prediction
 from tests.pisr_data import REMOVED_BY_LAYER_NORM, THINGS, build, prediction, relative_error, run
 
 AFFINE = [
@@ -35,20 +34,20 @@ SHAPES = {
 def relations(module, given, valid_pixels):
     """What the fast evaluation changes: all up to F_pan and its means under the maps, before the norms."""
     probs = given["class_logits"].softmax(-1)[..., :-1]
-    first = first_prediction(given["features"], given["mask_logits"].sigmoid(), probs, valid_pixels)
+    first = module.first_prediction(given["features"], given["mask_logits"].sigmoid(), probs, valid_pixels)
     related = module.relate(first)
     return {
         "E_pan": related.encoded.encodings,
         "E~": related.reweighted,
         "F_pan": related.panoptic.on_pixels(first.features),
-        "p": related.panoptic.under_maps(first.pooled, first.region_maps),
+        "p": related.panoptic.under_maps(first.gathered.pooled, first.region_maps, valid_pixels),
     }
 
 
 def predictions(module, given, valid_pixels):
     """What the second prediction is made of."""
     result = run(module, given, valid_pixels)
-    return {"F'": result.features, "q'": result.queries}
+    return {"F'": result.features.on_pixels(), "q'": result.queries}
 
 
 def with_gradients(evaluate, module, given, valid_pixels):

@@ -1,8 +1,10 @@
 """The table of what PISR costs: counted products against counts by hand, and the rows."""
 
+import pytest
 import torch
 from torch import nn
 
+from pisr_maskformer.pixel_sums import pixel_sums
 from tests.tiny import DATASET, PLAIN, register_dataset
 from tests.tiny_pisr import CONFIGS, overrides
 from tools.benchmarks.pisr_cost import Call, multiply_adds, table
@@ -15,6 +17,15 @@ def test_products_are_counted_as_by_hand():
     )
     assert multiply_adds(call, (left, right, vector, offset)) == 2 * 3 * 4 * 5 + 2 * 3 * 4 + 2 * 3 * 4 * 5
     assert multiply_adds(nn.Conv2d(2, 6, 1), (torch.ones(1, 2, 3, 3),)) == 2 * 6 * 9
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_the_pass_over_pixels_is_counted_as_by_hand(moments):
+    features, maps, factor = torch.rand(1, 8, 3, 4), torch.rand(1, 5, 3, 4), torch.rand(1, 1, 3, 4)
+    chosen = torch.tensor([[0, 1]])
+    call = Call(lambda *given: pixel_sums(given[0], given[1], None, chosen, given[2], moments)[:2])
+    # five maps, two chosen ones and the count of pixels, and 8×8 products for the covariance
+    assert multiply_adds(call, (features, maps, factor)) == (5 + 2 + 1 + (8 if moments else 0)) * 8 * 12
 
 
 def test_table_has_a_row_for_each_part():

@@ -19,7 +19,7 @@ def values_and_gradients(module, given, valid_pixels, dtype):
     with torch.autocast(given["features"].device.type, dtype=dtype, enabled=dtype is not None):
         features = leaves["features"] if dtype is None else leaves["features"].to(dtype)
         result = run(module, {**leaves, "features": features}, valid_pixels)
-    values = {"F'": result.features, "q'": result.queries}
+    values = {"F'": result.features.on_pixels(), "q'": result.queries}
     sum(value.float().square().mean() for value in values.values()).backward()
     leaves |= dict(module.named_parameters())
     gradients = {name: leaf.grad.float().cpu() for name, leaf in leaves.items() if leaf.grad is not None}

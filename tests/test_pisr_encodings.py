@@ -31,7 +31,7 @@ def encoder(**options):
 
 
 def encode(module, features=FEATURES, maps=MAPS, probs=PROBS):
-    return module(features, maps, probs, pool(features, maps))
+    return module(features, maps, probs, module.gather(features, maps, probs))
 
 
 def test_semantic_heatmaps_and_encodings_by_hand():

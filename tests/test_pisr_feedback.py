@@ -75,7 +75,9 @@ def test_output_is_features_and_queries_plus_their_feedback(spread, padded):
     normed = normed * pixel.norm.weight[:, None, None] + pixel.norm.bias[:, None, None]
     weight = pixel.project.weight[:, :, 0, 0]
     fed_back = torch.einsum("dc,bchw->bdhw", weight, normed) + pixel.project.bias[:, None, None]
-    torch.testing.assert_close(result.features, given["features"] + fed_back, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        result.features.on_pixels(), given["features"] + fed_back, rtol=1e-3, atol=1e-3
+    )
 
     maps = given["mask_logits"].sigmoid() * inside
     means = torch.einsum("bqhw,bdhw->bqd", maps, panoptic) / maps.sum((2, 3))[..., None]

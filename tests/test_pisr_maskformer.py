@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from detectron2.utils.events import EventStorage
 
 import pisr_maskformer.hosts.maskformer as host
 from mask_former.checkpoint import load_state
 from mask_former.errors import InputError
+from mask_former.optimizer import Clipping
 from mask_former.predictor import TransformerPredictor
+from mask_former.training.step import TrainingStep
 from pisr_maskformer import PISRSettings
 from tests.tiny import NUM_CLASSES, THINGS, tiny_model
 from tests.tiny_pisr import BASELINE, batch, tiny_pisr, wake
@@ -83,19 +84,11 @@ def test_gamma_0_trains_no_earlier_layer_on_its_own():
     assert not model.sem_seg_head.predictor.deep_supervision
 
 
-def test_log_has_pisrs_numbers(monkeypatch):
-    """In the storage in every iteration, of which the writers take what they want; as text in every 20th."""
-    said = []
-    monkeypatch.setattr(host.logger, "info", said.append)
+def test_the_step_tells_pisrs_numbers():
     model = tiny_pisr()
     wake(model)
-    with EventStorage(18) as storage:
-        model(batch())
-        assert {iteration for _, iteration in storage.latest().values()} == {18} and not said
-        storage.step()
-        model(batch())
-        assert {iteration for _, iteration in storage.latest().values()} == {19} and len(said) == 1
-        logged = {name: value for name, (value, _) in storage.latest().items()}
+    step = TrainingStep(model, torch.optim.SGD(model.parameters(), lr=0.0), Clipping())
+    logged = step(0, [batch()]).statistics
     statistics = model.sem_seg_head.predictor.pisr.last_statistics
     assert logged == {f"pisr/{name}": value.item() for name, value in statistics.items()}
     assert set(logged) == {

@@ -29,7 +29,9 @@ def test_batched_with_padding_is_single_without(variant):
     for index, given in enumerate((small, large)):
         alone = run(module, given)
         height, width = given["features"].shape[2:]
-        torch.testing.assert_close(batched.features[index, :, :height, :width], alone.features[0])
+        torch.testing.assert_close(
+            batched.features.on_pixels()[index, :, :height, :width], alone.features.on_pixels()[0]
+        )
         torch.testing.assert_close(batched.queries[index], alone.queries[0])
 
 
@@ -51,7 +53,7 @@ def test_permuted_queries_permute_the_output_where_slots_go_by_score(slot_order)
     permuted = {name: value if name == "features" else value[:, order] for name, value in given.items()}
     plain, other = run(module, given), run(module, permuted)
     same = torch.allclose(other.queries, plain.queries[:, order]) and torch.allclose(
-        other.features, plain.features
+        other.features.on_pixels(), plain.features.on_pixels()
     )
     assert same == (slot_order == "score")
 
@@ -125,7 +127,7 @@ def test_hook_on_the_encoder_replaces_the_encodings():
     with_others.remove()
     assert torch.equal(swapped.internals.kept, plain.internals.kept.flip(0))
     assert torch.equal(swapped.internals.encodings, plain.internals.encodings.flip(0))
-    assert not torch.allclose(swapped.features, plain.features)
+    assert not torch.allclose(swapped.features.on_pixels(), plain.features.on_pixels())
 
 
 def test_heatmaps_are_those_of_the_kept_queries_also_behind_a_hook():
@@ -162,7 +164,7 @@ def test_host_without_queries():
     [
         ("reweighting", "explicit, implicit, separate, none"),
         ("relation", "attention, constant"),
-        ("feedback", "pixel, query, both"),
+        ("feedback", "pixel, query, both, none"),
         ("f1", "matmul, cosine, l2"),
         ("f2", "matmul, cosine, l2"),
         ("suppression", "none, soft, binary"),

@@ -35,7 +35,7 @@ def test_zero_initialised_outputs_change_nothing_bit_for_bit(variant):
     given = {name: value.float() for name, value in prediction().items()}
     module = pisr_of(variant)
     result = run(module, given)
-    assert torch.equal(result.features, given["features"])
+    assert torch.equal(result.features.on_pixels(), given["features"])
     assert torch.equal(result.queries, given["queries"])
 
 
@@ -50,7 +50,7 @@ def test_every_parameter_gets_a_gradient_at_once_and_a_nonzero_one_after_two_ste
         optimizer.zero_grad()
         result = run(module, given)
         outputs = [
-            value for value in result[:2] if value.requires_grad
+            value for value in (result.features.on_pixels(), result.queries) if value.requires_grad
         ]  # the host's own where nothing is fed back
         sum((torch.randn_like(value) * value).sum() for value in outputs).backward()
         assert all(parameter.grad is not None for parameter in module.parameters()), step
@@ -63,7 +63,7 @@ def test_every_parameter_gets_a_gradient_at_once_and_a_nonzero_one_after_two_ste
 
 def test_first_prediction_receives_gradients_through_pisr():
     given = {name: value.requires_grad_() for name, value in prediction().items()}
-    run(build().double(), given).features.sum().backward()
+    run(build().double(), given).features.on_pixels().sum().backward()
     assert given["mask_logits"].grad.any() and given["class_logits"].grad.any()
 
 
@@ -78,11 +78,11 @@ def test_autocast_with_large_features_stays_finite_and_close(variant, dtype):
         # under autocast a host's features come in half precision
         half = {**given, "features": given["features"].to(dtype).requires_grad_()}
         result = run(module, half)
-    assert result.features.dtype == dtype and result.queries.dtype == torch.float32
-    (result.features.float().square().mean() + result.queries.square().mean()).backward()
+    assert result.features.on_pixels().dtype == dtype and result.queries.dtype == torch.float32
+    (result.features.on_pixels().float().square().mean() + result.queries.square().mean()).backward()
     assert half["features"].grad.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
-    assert relative_error(result.features.float(), reference.features) < (
+    assert relative_error(result.features.on_pixels().float(), reference.features.on_pixels()) < (
         0.03 if dtype == torch.bfloat16 else 0.01
     )
     assert relative_error(result.queries, reference.queries) < 0.1
@@ -96,14 +96,14 @@ def test_compiles_without_a_graph_break(variant):
     torch._dynamo.reset()
     compiled = torch.compile(module, backend="eager", fullgraph=True)
     result = run(compiled, given)
-    torch.testing.assert_close(result.features, reference.features)
+    torch.testing.assert_close(result.features.on_pixels(), reference.features.on_pixels())
     torch.testing.assert_close(result.queries, reference.queries)
     assert {name: value.item() for name, value in module.last_statistics.items()} == pytest.approx(statistics)
 
 
 def test_module_can_be_copied_after_a_step():
     module = build().double()
-    run(module, prediction()).features.sum().backward()
+    run(module, prediction()).features.on_pixels().sum().backward()
     assert copy.deepcopy(module).state_dict().keys() == module.state_dict().keys()
 
 
@@ -116,7 +116,7 @@ def test_statistics_tell_sizes_weights_and_deviation():
     assert statistics == pytest.approx(
         {
             "pixel_residual": (
-                (result.features - given["features"]).norm() / given["features"].norm()
+                (result.features.on_pixels() - given["features"]).norm() / given["features"].norm()
             ).item(),
             "query_residual": ((result.queries - given["queries"]).norm() / given["queries"].norm()).item(),
             "weight_mean": weights.mean().item(),
@@ -133,8 +133,10 @@ def test_statistics_leave_padding_out():
     valid = torch.ones(2, 1, 7, 6, dtype=torch.bool)
     valid[0, :, 4:] = False
     result = run(module, given, valid)
-    inside = valid.expand_as(result.features)
-    residual = (result.features - given["features"])[inside].norm() / given["features"][inside].norm()
+    inside = valid.expand_as(result.features.on_pixels())
+    residual = (result.features.on_pixels() - given["features"])[inside].norm() / given["features"][
+        inside
+    ].norm()
     assert module.last_statistics["pixel_residual"].item() == pytest.approx(residual.item())
     before = {name: value.item() for name, value in module.last_statistics.items()}
     for name in ("features", "mask_logits"):

@@ -64,7 +64,7 @@ def test_things_are_those_of_the_data_set(passed):
 
 def test_final_prediction_is_made_of_the_answer_by_the_same_layers(passed):
     predictor, answer, outputs = passed["predictor"], passed["answer"], passed["outputs"]
-    masks = torch.einsum("bqd,bdhw->bqhw", predictor.mask_embed(answer.queries), answer.features)
+    masks = torch.einsum("bqd,bdhw->bqhw", predictor.mask_embed(answer.queries), answer.features.on_pixels())
     torch.testing.assert_close(outputs["pred_masks"], masks)
     torch.testing.assert_close(outputs["pred_logits"], predictor.class_embed(answer.queries))
     assert not torch.allclose(outputs["pred_masks"], outputs["initial"]["pred_masks"], rtol=0.01, atol=0.01)

@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
-from mask_former.criterion import LossTotals, SetCriterion
+from mask_former.criterion import LossTotals, SetCriterion, by_layer
 from mask_former.errors import InputError
 from mask_former.matcher import Target
 from mask_former.model import checked_thing_ids
@@ -26,12 +25,11 @@ from mask_former.predictor import Prediction, Predictions, TransformerPredictor
 from mask_former.registries import CRITERION_REGISTRY, PREDICTOR_REGISTRY
 from pisr_maskformer.config import PISRSettings, SettingError, settings_from
 from pisr_maskformer.criterion import TwoStageCriterion
-from pisr_maskformer.module import PISR, PISRInternals, at_least_float32
+from pisr_maskformer.module import PISR, PISRInternals
+from pisr_maskformer.pixel_sums import at_least_float32
 from pisr_maskformer.variants import INFERENCE_STAGE
 
 logger = logging.getLogger(__name__)
-
-LOG_PERIOD = 20  # iterations between two lines in the text log: detectron2's own period
 
 
 class PISRPredictions(Predictions):
@@ -139,7 +137,10 @@ class PISRTransformerPredictor(TransformerPredictor):
         )
         if self.recorded is not None:
             self.recorded.append(related.internals)
-        final: Prediction = self.predict(related.queries, related.features)
+        final: Prediction = {
+            "pred_logits": self.class_embed(related.queries),
+            "pred_masks": related.features.masks(self.mask_embed(related.queries)),
+        }
         statistics = self.pisr.last_statistics if self.training else {}
         return PISRPredictions(**final, aux_outputs=[], initial=initial, statistics=statistics)
 
@@ -166,9 +167,11 @@ def recorded_internals(model: nn.Module) -> Iterator[list[PISRInternals]]:
             model(inputs)
         internals[0].weights
 
-    Raises InputError when `model` has no PISR.
+    Raises InputError when `model` has no PISR, or one without feedback, which computes nothing.
     """
     predictors = [module for module in model.modules() if isinstance(module, PISRTransformerPredictor)]
+    if len(predictors) == 1 and not predictors[0].pisr.feeds_back:
+        raise InputError("MODEL.PISR.FEEDBACK is 'none': PISR computes nothing to look at; name another one")
     if len(predictors) != 1:
         raise InputError(
             "the model has no PISR; set MODEL.MASK_FORMER.PREDICTOR_NAME to PISRTransformerPredictor"
@@ -186,6 +189,8 @@ class TwoStageSetCriterion(SetCriterion):
 
     Names and weights: `TwoStageCriterion`. Checkpoint entries are SetCriterion's.
     """
+
+    statistics: dict[str, Tensor]  # PISR's of the last call by name in the log, for the training step
 
     @configurable
     def __init__(self, *, initial_loss_weight: float, initial_loss_scope: str, **baseline: Any) -> None:
@@ -213,25 +218,10 @@ class TwoStageSetCriterion(SetCriterion):
     def forward(  # type: ignore[override]  # needs both stages
         self, outputs: PISRPredictions, targets: list[Target], totals: LossTotals | None = None
     ) -> dict[str, Tensor]:
-        """Unweighted losses of both stages by name; PISR's statistics go to detectron2's log.
+        """Unweighted losses of both stages by name; PISR's numbers for the log stay in `statistics`.
 
-        Both stages divide by the same `totals` (see SetCriterion).
+        Both stages are matched and judged in one go, and divide by the same `totals` (see SetCriterion).
         """
-        log_statistics(outputs["statistics"])
-        return self.two_stage(partial(super().forward, totals=totals), outputs, targets)
-
-
-def log_statistics(statistics: dict[str, Tensor]) -> None:
-    """Put PISR's statistics into the EventStorage, if there is one; every LOG_PERIOD also into the text log.
-
-    In every iteration, because which ones are written (the last among them) is the writers' own business.
-    One copy from the device for all, right before the matching waits for the device anyway.
-    """
-    if not (statistics and has_event_storage()):
-        return
-    storage = get_event_storage()
-    values = torch.stack([value.float() for value in statistics.values()]).tolist()
-    numbers = dict(zip((f"pisr/{name}" for name in statistics), values, strict=True))
-    storage.put_scalars(**numbers, smoothing_hint=False)
-    if (storage.iter + 1) % LOG_PERIOD == 0:
-        logger.info("  ".join(f"{name}: {number:.4g}" for name, number in numbers.items()))
+        self.statistics = {f"pisr/{name}": value for name, value in outputs["statistics"].items()}
+        criterion = partial(self.losses, totals=totals)
+        return self.two_stage.together(criterion, by_layer(outputs), by_layer(outputs["initial"]), targets)

@@ -24,8 +24,9 @@ from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from mask_former.errors import InputError, run_cli
-from pisr_maskformer import PISR
+from pisr_maskformer import PISR, PISROutput
 from pisr_maskformer.config import settings_from
+from pisr_maskformer.embeddings import FoldedEmbeddings
 from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor
 from tools.project import project_config
 
@@ -56,10 +57,34 @@ def product_size(inputs: list[Any], outputs: list[Any]) -> int:
     return math.prod(left) * (right[-1] if len(right) > 1 else 1)
 
 
+def pixel_sums_size(inputs: list[Any], outputs: list[Any]) -> int:
+    """Multiply-adds of PISR's pass over B×D×n pixels: B·(Q+K+1)·D·n, and B·D·D·n for the moments of F."""
+    features, maps, _, chosen, *_ = (value.type().sizes() for value in inputs[:4])
+    with_moments = len(outputs[0].type().elements()) > 2
+    rows = maps[1] + chosen[1] + 1 + (features[1] if with_moments else 0)
+    return math.prod(features) * rows
+
+
+def what_is_new(result: PISROutput) -> tuple[Tensor, ...]:
+    """What PISR hands to the second prediction: A and c, or F' as a map, and q'."""
+    features = result.features
+    parts = features.residual if isinstance(features, FoldedEmbeddings) else features
+    return *parts, result.queries
+
+
+def convolution_size(inputs: list[Any], outputs: list[Any]) -> int:
+    """Multiply-adds of the backbone's convolutions whose frozen norm is part of them (frozen_norms.py)."""
+    result = outputs[0].type().sizes()
+    weight = inputs[1].type().sizes()
+    return result[0] * math.prod(result[2:]) * math.prod(weight)
+
+
 def multiply_adds(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-adds of one forward pass."""
     analysis = FlopCountAnalysis(module, inputs)
     analysis.set_op_handle("aten::baddbmm", batched_product_size, "aten::matmul", product_size)
+    analysis.set_op_handle("prim::PythonOp._PixelSums", pixel_sums_size)
+    analysis.set_op_handle("prim::PythonOp.ScaledConvolution", convolution_size)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return int(analysis.total())
 
@@ -133,7 +158,7 @@ def table(
         ("control: learned constant M", replace(settings, relation="constant"), False),
     ):
         pisr = PISR(**sizes, settings=variant, direct=direct)
-        call = Call(lambda *given, pisr=pisr: tuple(pisr(*given)[:2]), pisr)
+        call = Call(lambda *given, pisr=pisr: what_is_new(pisr(*given)), pisr)
         lines.append(row(name, parameters(pisr), call, prediction, timed))
     lines.append(row("second prediction", 0, Call(second, predictor), (prediction[3], features), timed))
     return lines
