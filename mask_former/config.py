@@ -92,6 +92,10 @@ def _add_solver_config(cfg: CfgNode) -> None:
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to BASE_LR
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # learned embeddings; norms follow WEIGHT_DECAY_NORM
     cfg.SOLVER.AMP.DTYPE = "float16"  # (ours) or "bfloat16"
+    # (ours) With AMP: convolutions of the backbone on channels-last memory, which low precision is fast on.
+    cfg.SOLVER.AMP.CHANNELS_LAST = True
+    # (ours) Compile network and mask losses by torch.compile: the first steps take minutes.
+    cfg.SOLVER.COMPILE = False
     # (ours) Micro-batches that every process makes of its share of IMS_PER_BATCH images: as many times less
     # memory, the same losses and gradients (batch norms that are not frozen excepted).
     cfg.SOLVER.ACCUMULATION_STEPS = 1

@@ -8,9 +8,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import move_device_like
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone, build_sem_seg_head
-from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,10 +17,18 @@ from mask_former.criterion import LossTotals, SetCriterion, weigh
 from mask_former.data.catalog import require_same_classes, thing_ids
 from mask_former.data.coco_panoptic import register_from_config
 from mask_former.errors import InputError
-from mask_former.inference import instance_inference, panoptic_inference, semantic_inference
+from mask_former.frozen_norms import fold_frozen_norms
+from mask_former.image_batch import image_batch
+from mask_former.inference import (
+    instance_inference,
+    panoptic_inference,
+    semantic_inference,
+    semantic_inference_then_resize,
+)
 from mask_former.matcher import Target
 from mask_former.predictor import Predictions
 from mask_former.registries import CRITERION_REGISTRY, choose
+from mask_former.resizing import Resizing
 
 
 @META_ARCH_REGISTRY.register()
@@ -55,7 +61,7 @@ class MaskFormer(nn.Module):
         `resize_before_mixing`: masks are brought to the requested size before classes are mixed.
         """
         super().__init__()
-        self.backbone = backbone
+        self.backbone = fold_frozen_norms(backbone)
         self.sem_seg_head = sem_seg_head
         self.criterion = criterion
         self.thing_ids = frozenset(thing_ids)
@@ -128,56 +134,46 @@ class MaskFormer(nn.Module):
 
     def preprocess(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
         """Normalised images in one batch, padded with zeros to a common size."""
-        images = [move_device_like(sample["image"], self.pixel_mean) for sample in batched_inputs]
-        images = [(image - self.pixel_mean) / self.pixel_std for image in images]
-        return ImageList.from_tensors(images, self.size_divisibility)
+        images = [sample["image"] for sample in batched_inputs]
+        return image_batch(images, self.pixel_mean, self.pixel_std, self.size_divisibility)
 
     def prepare_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> list[Target]:
         """Ground truth of every image with masks of the padded size; padding belongs to no mask."""
         height, width = images.tensor.shape[-2:]
         targets: list[Target] = []
         for sample in batched_inputs:
-            instances = sample["instances"].to(self.device)
+            instances = sample["instances"].to(self.device, non_blocking=True)
             masks = instances.gt_masks
-            padding = (0, width - masks.shape[-1], 0, height - masks.shape[-2])
-            targets.append({"labels": instances.gt_classes, "masks": F.pad(masks, padding)})
+            right, bottom = width - masks.shape[-1], height - masks.shape[-2]
+            if right or bottom:  # else there is nothing to copy
+                masks = F.pad(masks, (0, right, 0, bottom))
+            targets.append({"labels": instances.gt_classes, "masks": masks})
         return targets
 
     def results(
         self, batched_inputs: list[dict[str, Any]], images: ImageList, outputs: Predictions
     ) -> list[dict[str, Any]]:
         """What evaluation asks for, image by image."""
-        padded_size = images.tensor.shape[-2:]
+        height, width = images.tensor.shape[-2:]
         results = []
         for i, (sample, image_size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             size = (sample.get("height", image_size[0]), sample.get("width", image_size[1]))
-            masks = F.interpolate(
-                outputs["pred_masks"][i : i + 1].float(),
-                size=padded_size,
-                mode="bilinear",
-                align_corners=False,
-            )[0]
-            results.append(self.image_result(outputs["pred_logits"][i].float(), masks, image_size, size))
+            resizing = Resizing((height, width), image_size, size)
+            logits, masks = outputs["pred_logits"][i].float(), outputs["pred_masks"][i].float()
+            results.append(self.image_result(logits, masks, resizing))
         return results
 
-    def image_result(
-        self, logits: Tensor, masks: Tensor, image_size: tuple[int, int], size: tuple[int, int]
-    ) -> dict[str, Any]:
-        """Results of one image at `size` from class logits Q×(C+1) and mask logits Q×Hp×Wp."""
-        if self.resize_before_mixing:
-            masks = sem_seg_postprocess(masks, image_size, *size)
+    def image_result(self, logits: Tensor, masks: Tensor, resizing: Resizing) -> dict[str, Any]:
+        """Results of one image from class logits Q×(C+1) and mask logits Q×H×W as predicted."""
         result: dict[str, Any] = {}
         if self.semantic_on:
-            scores = semantic_inference(logits, masks)
-            if not self.resize_before_mixing:
-                scores = sem_seg_postprocess(scores, image_size, *size)
-            result["sem_seg"] = scores
+            mix = semantic_inference if self.resize_before_mixing else semantic_inference_then_resize
+            result["sem_seg"] = mix(logits, masks, resizing)
         if self.panoptic_on:
-            result["panoptic_seg"] = panoptic_inference(
-                logits, masks, self.thing_ids, self.object_mask_threshold, self.overlap_threshold
-            )
+            thresholds = self.object_mask_threshold, self.overlap_threshold
+            result["panoptic_seg"] = panoptic_inference(logits, masks, self.thing_ids, *thresholds, resizing)
         if self.instance_on:
-            result["instances"] = instance_inference(logits, masks, self.thing_ids)
+            result["instances"] = instance_inference(logits, masks, self.thing_ids, resizing=resizing)
         return result
 
 

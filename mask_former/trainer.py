@@ -29,6 +29,7 @@ from mask_former.evaluation import build_evaluators
 from mask_former.evaluation.run import evaluate, evaluation_folder
 from mask_former.optimizer import build_clipping, build_lr_scheduler, build_optimizer, learning_rates
 from mask_former.random_state import random_state, set_random_state
+from mask_former.training.acceleration import accelerate
 from mask_former.training.checkpointer import BEST, Checkpointer
 from mask_former.training.divergence import DivergenceGuard
 from mask_former.training.faults import disk_full, shut_down, worker_killed
@@ -41,8 +42,8 @@ from mask_former.training.step import (
     StepResult,
     TrainingStep,
     amp_dtype,
+    batch_norms,
     distribute,
-    live_batch_norms,
 )
 from mask_former.training.stopping import StopRequest
 from mask_former.training.writers import build_writers
@@ -69,6 +70,7 @@ class Trainer(TrainerBase):
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         seed_all_rng(self.seed + comm.get_rank())
         self.model: nn.Module = build_model(cfg)
+        accelerate(cfg, self.model)
         logger.info("model:\n%s", self.model)
         for name in cfg.DATASETS.TEST:  # what evaluation would stumble over at the end stops the run here
             build_evaluators(cfg, name, str(evaluation_folder(cfg, name)))
@@ -155,7 +157,8 @@ class Trainer(TrainerBase):
         """What needs to know where the run starts: its data, record, log and hooks."""
         cfg = self.cfg
         self.model.train()
-        if live_batch_norms(self.model) and cfg.SOLVER.ACCUMULATION_STEPS * comm.get_world_size() > 1:
+        parts = cfg.SOLVER.ACCUMULATION_STEPS * comm.get_world_size()
+        if parts > 1 and any(norm.training for norm in batch_norms(self.model)):
             logger.warning(
                 "batch norms that are not frozen see one micro-batch of one process at a time: losses are "
                 "not quite those of the whole batch; freeze them, or use GN"
@@ -227,14 +230,16 @@ class Trainer(TrainerBase):
         self.samples_seen += self.cfg.SOLVER.IMS_PER_BATCH
         numbers = step_numbers(result) | rates | {"data_time": data_time, "memory_mb": peak_memory_mb()}
         numbers["time"] = time.perf_counter() - start
-        self.log.add(self.iter, numbers, self._latest(batch, storage))
+        self.log.add(self.iter, numbers, self._latest(batch, result, storage))
 
-    def _latest(self, batch: list[list[dict[str, Any]]], storage: EventStorage) -> dict[str, Any]:
+    def _latest(
+        self, batch: list[list[dict[str, Any]]], result: StepResult, storage: EventStorage
+    ) -> dict[str, Any]:
         """What a row tells of its own iteration alone: images, the model's own numbers, steps left out."""
         if not self.log.is_due(self.iter):
             return {}
         images = comm.gather([sample["image_id"] for samples in batch for sample in samples])
-        own = {name: float(value) for name, (value, _) in storage.latest().items()}
+        own = result.statistics | {name: float(value) for name, (value, _) in storage.latest().items()}
         if self.step.scaler.is_enabled():
             own["loss_scale"] = self.step.scaler.get_scale()
         skipped = self.step.guard.total

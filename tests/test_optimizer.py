@@ -188,3 +188,23 @@ def test_schedule_falls_as_a_power_in_every_group() -> None:
         assert sorted(rates) == pytest.approx([0.001 * factor, 0.01 * factor])
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize("kind", ["ADAMW", "SGD"])
+def test_one_kernel_for_all_parameters_moves_them_as_one_after_the_other(kind: str) -> None:
+    models = [Small(), Small()]
+    models[1].load_state_dict(models[0].state_dict())
+    cfg = tiny_config({**SOLVER, "SOLVER.OPTIMIZER": kind})
+    fused = build_optimizer(cfg, models[0])
+    assert all(group["fused"] for group in fused.param_groups)
+    plain = build_optimizer(cfg, models[1])
+    for group in plain.param_groups:
+        group["fused"], group["foreach"] = False, False
+    for seed in range(3):
+        for model, optimizer in zip(models, (fused, plain), strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)

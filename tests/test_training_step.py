@@ -1,5 +1,6 @@
 """One optimiser step on a model of one parameter, where every number can be counted."""
 
+import copy
 import math
 from typing import Any
 
@@ -64,8 +65,11 @@ def test_micro_batches_make_the_step_of_the_whole_batch(cut: list[int]) -> None:
     assert result.num_targets == 4 and not result.skipped
 
 
-def test_an_overflow_of_float16_lowers_the_scale_and_is_no_divergence() -> None:
-    step = slope_step(amp_dtype=torch.float16)
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_overflow_of_float16_lowers_the_scale_and_is_no_divergence(fused: bool) -> None:
+    model = Slope().train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused)
+    step = TrainingStep(model, optimizer, MEASURE, amp_dtype=torch.float16)
     scale = step.scaler.get_scale()
     result = step(0, [[sample(3e38)]])  # the loss is finite, scaled it is not
     assert weight(step) == 1.0 and not result.skipped and step.guard.total == 0
@@ -114,6 +118,22 @@ def test_the_count_goes_on_after_a_resume() -> None:
     step(0, [[sample(math.nan)]])
     resumed.load_state_dict(step.state_dict())
     assert resumed.guard.in_a_row == 1 and resumed.guard.total == 1
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_goes_on_fused_or_not(before: bool) -> None:
+    def adam(fused: bool) -> TrainingStep:
+        model = Slope().train()
+        return TrainingStep(model, torch.optim.AdamW(model.parameters(), lr=0.5, fused=fused), MEASURE)
+
+    step, resumed = adam(before), adam(not before)
+    step(0, [[sample(2.0)]])
+    resumed.load_state_dict(copy.deepcopy(step.state_dict()))  # as through a file
+    assert [group["fused"] for group in resumed.optimizer.param_groups] == [not before]
+    resumed.network.load_state_dict(step.network.state_dict())
+    for each in (step, resumed):
+        each(1, [[sample(3.0)]])
+    assert weight(resumed) == pytest.approx(weight(step), rel=1e-6)
 
 
 def test_a_resumed_optimiser_keeps_its_moments_and_takes_the_configured_rate() -> None:

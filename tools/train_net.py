@@ -34,6 +34,7 @@ from mask_former.prediction import build_blank_model
 from mask_former.trainer import Trainer
 from mask_former.training.checkpointer import Checkpointer
 from mask_former.training.lease import Claim, nothing_to_lose, owned
+from mask_former.training.profiling import ProfileHook
 from mask_former.training.scaling import RULES, scale_to_batch
 from mask_former.training.stopping import StopRequest
 from tools.project import project_config, read_config, require_writable
@@ -50,6 +51,11 @@ def parser() -> argparse.ArgumentParser:
     )
     arguments.add_argument(
         "--overwrite", action="store_true", help="start anew where OUTPUT_DIR holds a run: it is deleted"
+    )
+    arguments.add_argument(
+        "--profile",
+        action="store_true",
+        help="profile three iterations after the first five, into OUTPUT_DIR/profile; the run goes on",
     )
     arguments.add_argument(
         "--auto-scale",
@@ -72,6 +78,8 @@ def configuration(args: argparse.Namespace) -> tuple[CfgNode, str]:
         raise InputError(
             "--overwrite deletes the run that --resume or --eval-only would use; give one of them"
         )
+    if args.profile and args.eval_only:
+        raise InputError("--profile looks at training, and --eval-only does not train; give one of them")
     if args.num_processes < 0:
         raise InputError(f"--num-processes {args.num_processes}: use at least 1, or 0 for --num-gpus")
     if not args.config_file:
@@ -122,6 +130,8 @@ def main(args: argparse.Namespace, stop: StopRequest | None = None, claim: Claim
             return evaluate_checkpoint(cfg, args.resume)
         trainer = Trainer(cfg, stop=stop, fence=fence)
         trainer.resume_or_load(resume=args.resume)
+        if args.profile and comm.is_main_process():
+            trainer.register_hooks([ProfileHook(cfg.OUTPUT_DIR)])
         return trainer.train(overwrite=args.overwrite)
 
 
