@@ -1,6 +1,6 @@
 # `make demo` and `make test` set everything up by themselves, as any user, without a GPU, from a fresh clone.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm lint format doctor setup system-deps clean
+.PHONY: help demo test test-slurm bench lint format doctor setup system-deps clean
 
 # Choose another interpreter (3.10 to 3.13, with venv) by `make test PYTHON=/path/to/python3.12`.
 PYTHON ?=
@@ -26,6 +26,10 @@ test: lint ## set up, then every check: ruff, mypy, pytest
 
 test-slurm: setup ## only the tests on a real Slurm, which they start on this machine (as root)
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/slurm -rs
+
+# QUICK=1: small sizes, two minutes; BENCH="loader matching": only these. The peer's rows want `transformers`.
+bench: setup ## measure speed and memory against plain forms and the public peer; tables, JSON in output/benchmarks
+	$(PY) -m tools.benchmarks --output output/benchmarks $(if $(QUICK),--quick) $(BENCH)
 
 lint: setup ## ruff check, ruff format --check, mypy
 	$(PY) -m ruff check .

@@ -161,10 +161,9 @@ class TrainingStep:
         """The optimiser's moments come from `state`; rates, decays and the like stay the configuration's."""
         saved = state["optimizer"]
         groups = [dict(group) for group in saved["param_groups"]]
-        for group, configured in zip(
-            groups, self.optimizer.param_groups, strict=False
-        ):  # loading counts them
-            # before loading, because on which device the count of steps lies depends on `fused`
+        # Before loading, because on which device the count of steps lies depends on `fused`. As many groups?
+        # Loading sees to that.
+        for group, configured in zip(groups, self.optimizer.param_groups, strict=False):
             group.update({name: value for name, value in configured.items() if name != "params"})
         self.optimizer.load_state_dict({**saved, "param_groups": groups})
         for parameter, moments in self.optimizer.state.items():

@@ -5,7 +5,8 @@
 
 The predictions are blobs with sharp edges at a quarter of the padded image's size. Of 100 queries as many as
 told are sure of a class, the others see no object. "same" says that both ways gave the same result: panoptic
-bit for bit, semantic scores and the best class of every pixel but for rounding (1e-5).
+bit for bit, semantic scores and the best class of every pixel but for rounding (1e-5). The last table is beside
+Hugging Face's `post_process_panoptic_segmentation` on the same predictions, where that is installed (peer.py).
 """
 
 import itertools
@@ -24,6 +25,7 @@ from mask_former.inference import panoptic_inference, semantic_inference, semant
 from mask_former.resizing import Resizing
 from tools.benchmarks import plain_inference as plain
 from tools.benchmarks.measure import MIB, Report, benchmark_parser, compare
+from tools.benchmarks.peer import INSTALL, peer_panoptic
 
 QUERIES, CLASSES, THINGS = 100, 150, range(50, 150)
 ROUNDING = 1e-5  # of sums of some hundred probabilities, from masks resized in another order
@@ -136,6 +138,35 @@ def add_row(
     report.add(**case | {"image": "×".join(map(str, case["image"][0]))}, **cells)
 
 
+def peer_row(report: Report, options: Namespace, **case: Any) -> bool:
+    """Whether the peer is installed."""
+    logits, masks, resizing = inputs(options, **case)
+    stuff = set(range(case["classes"])) - set(THINGS)
+    peer = peer_panoptic(
+        logits, masks, size=resizing.size, stuff=stuff, score_threshold=SCORE, overlap_threshold=OVERLAP
+    )
+    if peer is None:
+        return False
+    found = compare(
+        {"peer": peer, "ours": lambda: panoptic_inference(logits, masks, THINGS, SCORE, OVERLAP, resizing)},
+        device=options.device,
+        repeats=options.repeats,
+        cpu_time=options.cpu_time,
+    )
+    slow, fast = found["peer"], found["ours"]
+    report.add(
+        image="×".join(map(str, resizing.size)),
+        **{
+            "kept": case["kept"],
+            "peer s": slow.seconds,
+            "ours s": fast.seconds,
+            "faster": slow.seconds / fast.seconds,
+            "smaller": slow.peak_bytes / fast.peak_bytes,
+        },
+    )
+    return True
+
+
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
     parser = benchmark_parser(__doc__)
@@ -162,6 +193,15 @@ def main(arguments: list[str] | None = None) -> None:
     for change in tqdm(changes, disable=None):
         semantic_row(report, options, True, **usual | change)
     report.finish(options.output)
+
+    report = Report(
+        "inference_peer", ["image", "kept", "peer s", "ours s", "faster", "smaller"], options.device
+    )
+    cases = [usual | {"image": image, "kept": kept} for image in sizes for kept in kept_numbers]
+    if all(peer_row(report, options, **case) for case in cases):
+        report.finish(options.output)
+    else:
+        print(INSTALL)
 
 
 if __name__ == "__main__":

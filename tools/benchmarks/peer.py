@@ -7,7 +7,8 @@ transformers safetensors tokenizers huggingface_hub regex` and FOLDER on PYTHONP
 Shapes: B images · T targets of one image · S side of an image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,3 +74,36 @@ def peer_step(
         return float(outputs.loss.detach())
 
     return step
+
+
+def peer_panoptic(
+    logits: Tensor,
+    masks: Tensor,
+    *,
+    size: tuple[int, int],
+    stuff: Collection[int],
+    score_threshold: float,
+    overlap_threshold: float,
+) -> Callable[[], Any] | None:
+    """A function that makes one image's panoptic result from class logits Q×(C+1) and mask logits Q×h×w.
+
+    None when it is not installed. Its masks go to 384×384 before they go to `size`, so its result is another.
+    """
+    try:
+        from transformers import MaskFormerImageProcessor
+        from transformers.models.maskformer.modeling_maskformer import (
+            MaskFormerForInstanceSegmentationOutput,
+        )
+    except ImportError:
+        return None
+    outputs = MaskFormerForInstanceSegmentationOutput(
+        class_queries_logits=logits[None], masks_queries_logits=masks[None]
+    )
+    return partial(
+        MaskFormerImageProcessor().post_process_panoptic_segmentation,
+        outputs,
+        threshold=score_threshold,
+        overlap_mask_area_threshold=overlap_threshold,
+        label_ids_to_fuse=set(stuff),
+        target_sizes=[size],
+    )
