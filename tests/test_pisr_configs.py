@@ -52,19 +52,20 @@ def test_every_configuration_builds_the_model_that_it_names(path):
     if has_pisr:
         assert predictor.pisr.encoder.num_instances == cfg.MODEL.PISR.NUM_INSTANCES
         assert model.criterion.two_stage.gamma == cfg.MODEL.PISR.INITIAL_LOSS_WEIGHT
-        assert predictor.pisr.uses_encodings == (cfg.MODEL.PISR.RELATION == "attention")
+        pisr = cfg.MODEL.PISR
+        assert predictor.pisr.uses_encodings == (pisr.RELATION == "attention" and pisr.FEEDBACK != "none")
 
 
 def test_every_file_is_among_the_complete_ones_or_a_part_of_them():
     parts = {path.name for path in set(CONFIGS.rglob("*.yaml")) - set(COMPLETE)}
     assert parts == {"base.yaml", "lite0.yaml"}
-    assert sum("_pisr" in path.stem for path in COMPLETE) == 7
+    assert sum("_pisr" in path.stem for path in COMPLETE) == 8
 
 
 def train_in_parallel(rank, meeting_place):
     """One of two processes: two steps of DDP on an image of its own; process 0's has no ground truth."""
     torch.distributed.init_process_group("gloo", init_method=meeting_place, rank=rank, world_size=2)
-    for row in ("b1_explicit_2", "b3_gamma_0.0", "control_constant"):
+    for row in ("b1_explicit_2", "b3_gamma_0.0", "control_constant", "control_no_feedback"):
         model = tiny_pisr(path=CONFIGS / "ablations" / f"{row}.yaml")
         parallel = DistributedDataParallel(model)
         for _ in range(2):  # DDP refuses the second step if a parameter had no part in the first

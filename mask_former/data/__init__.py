@@ -1,4 +1,4 @@
-"""The data room: registers ADE20K panoptic on import; other data sets come from the configuration."""
+"""The data room: registers ADE20K and IDD-Lite on import; other data sets come from the configuration."""
 
 from mask_former.data.ade20k import register_ade20k
 from mask_former.data.catalog import (
@@ -10,9 +10,11 @@ from mask_former.data.catalog import (
     thing_ids,
 )
 from mask_former.data.coco_panoptic import register_coco_panoptic, register_from_config
+from mask_former.data.idd_lite import register_idd_lite
 from mask_former.data.mappers import MAPPERS, build_mapper
 
 register_ade20k()
+register_idd_lite()
 
 __all__ = [
     "MAPPERS",

@@ -1,7 +1,8 @@
 """Evaluation: which numbers a configuration asks for, and the evaluators that compute them.
 
-`panoptic` PQ, SQ, RQ · `semantic` mIoU and accuracies · `instance` COCO AP; each gathers over processes, logs
-tables and writes its numbers per class to the output folder.
+`panoptic` PQ, SQ, RQ · `semantic` mIoU and accuracies · `instance` COCO AP · `context` accuracy on the things
+that only their context tells, where the data set has such. Each gathers over processes and logs tables; all
+but the last write their numbers per class to the output folder.
 """
 
 import logging
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
 from mask_former.errors import InputError
+from mask_former.evaluation.context import ContextEvaluator, declared_pairs
 from mask_former.evaluation.ground_truth import GroundTruth
 from mask_former.evaluation.instance import InstanceEvaluator
 from mask_former.evaluation.metrics_file import write_metrics
@@ -20,6 +22,7 @@ from mask_former.evaluation.panoptic_quality import PanopticQuality, compare_seg
 from mask_former.evaluation.semantic import SemanticEvaluator
 
 __all__ = [
+    "ContextEvaluator",
     "GroundTruth",
     "InstanceEvaluator",
     "PanopticEvaluator",
@@ -63,7 +66,11 @@ def build_evaluators(
         logger.warning("%s has no ground truth for %s, which is not evaluated", dataset_name, key)
     if keep_predictions and "PANOPTIC_ON" not in possible:
         logger.warning("%s: only panoptic predictions can be kept, none will be", dataset_name)
-    return DatasetEvaluators([builders[key][1]() for key in possible])
+    evaluators = [builders[key][1]() for key in possible]
+    pairs = declared_pairs(ground_truth.metadata)
+    if pairs and "INSTANCE_ON" in possible:
+        evaluators.append(ContextEvaluator(ground_truth, pairs))
+    return DatasetEvaluators(evaluators)
 
 
 def _require_same_classes(cfg: CfgNode, ground_truth: GroundTruth) -> None:

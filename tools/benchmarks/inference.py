@@ -4,9 +4,10 @@
     python -m tools.benchmarks.inference --quick
 
 The predictions are blobs with sharp edges at a quarter of the padded image's size. Of 100 queries as many as
-told are sure of a class, the others see no object. "same" says that both ways gave the same result: panoptic
-bit for bit, semantic scores and the best class of every pixel but for rounding (1e-5). The last table is beside
-Hugging Face's `post_process_panoptic_segmentation` on the same predictions, where that is installed (peer.py).
+told are sure of a class, the others see no object. "same" says that both ways gave the same result:
+panoptic bit for bit, semantic scores and the best class of every pixel but for rounding (1e-5). The last
+table is beside Hugging Face's `post_process_panoptic_segmentation` on the same predictions, where that is
+installed (peer.py).
 """
 
 import itertools

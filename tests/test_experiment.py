@@ -1,0 +1,198 @@
+"""Plans and the experiment tool: what a plan may say, and a real run that is stopped and goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from mask_former.errors import InputError
+from tests.toy_run import TINY, render
+from tools.evidence.jobs import Launch, jobs_of, prepare_command
+from tools.evidence.merge_categories import merged_categories, merged_segments
+from tools.evidence.paper import ROWS as PAPER_ROWS
+from tools.evidence.plan import read_plan
+from tools.project import read_config
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PLANS = sorted((REPOSITORY / "plans").glob("*.yaml"))
+TOY = "configs/toy/maskformer_tiny.yaml"
+
+
+def write_plan(folder: Path, **content) -> Path:
+    path = folder / "trial.yaml"
+    given = {"root": str(folder / "runs"), "config": TOY, "rows": {"baseline": None, "pisr": None}} | content
+    path.write_text(yaml.safe_dump(given, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_every_plan_of_the_project_can_be_run(path):
+    plan = read_plan(path)
+    assert plan.root.is_relative_to(REPOSITORY / "output/experiments")
+    jobs = jobs_of(plan)
+    assert len(jobs) == len(plan.seeds) * len(plan.trained) == len({job.folder for job in jobs})
+    assert {name for table in plan.tables for name in (*table.rows, table.baseline)} <= set(plan.rows)
+    used = {name for table in plan.tables for name in table.rows}
+    building = {row.of or row.weights_of for row in plan.rows.values()}
+    assert set(plan.rows) <= used | building, "no row is trained for nothing"
+    for name in plan.probed:
+        (first,) = [row for row in plan.trained if row.name == name]
+        assert "_pisr" in first.config.stem, "only PISR models have stages"
+
+
+def test_the_small_plans_have_three_seeds_and_the_papers_rows():
+    small = [read_plan(path) for path in PLANS if not path.stem.startswith("ade20k")]
+    assert len(small) == 6 and all(len(plan.seeds) >= 3 for plan in small)
+    for name in ("toy_ablations", "ade20k_ablations"):
+        rows = set(read_plan(REPOSITORY / f"plans/{name}.yaml").rows)
+        assert set(PAPER_ROWS) <= rows
+
+
+def test_plans_that_share_a_root_agree_on_the_rows_that_they_share():
+    """The same folder must mean the same training in every plan."""
+    meant: dict[Path, tuple] = {}
+    for path in PLANS:
+        plan = read_plan(path)
+        for row in plan.trained:
+            now = (row.config, tuple(plan.overrides(row, 0)))
+            assert meant.setdefault(plan.folder(row.name, 0), now) == now, f"{path.name}: {row.name}"
+    assert len(meant) < sum(len(read_plan(path).trained) for path in PLANS), "some are shared"
+
+
+def test_what_a_run_gets(tmp_path):
+    rows = {
+        "a": {"set": {"SOLVER.BASE_LR": 0.5}},
+        "b": {"weights_of": "a"},
+        "c": {"of": "b", "stage": "initial"},
+    }
+    tables = [{"title": "T", "rows": ["a", "c"], "metrics": ["PQ", "context boat/cart"]}]
+    path = write_plan(
+        tmp_path,
+        rows=rows,
+        seeds=[3],
+        set={"SOLVER.BASE_LR": 1.0, "SOLVER.MAX_ITER": 7},
+        tables=tables,
+        prepare=["tool.py", "{datasets}/toy", "{root}/x"],
+        datasets=str(tmp_path / "data"),
+    )
+    plan = read_plan(path)
+    first, second = jobs_of(plan)
+    assert first.overrides == ("SOLVER.BASE_LR", "0.5", "SOLVER.MAX_ITER", "7", "SEED", "3")
+    weights = str(tmp_path / "runs/a_seed3/model_final.pth")
+    assert second.overrides[-2:] == ("MODEL.WEIGHTS", weights) and second.after == first.folder
+    assert second.probed and not first.probed and first.max_iter == 7
+    assert first.is_ready() and not second.is_ready()
+    command = first.command("train", Launch("slurm", 4, ("--partition", "gpu")))
+    assert command[1] == "slurm/launch.py" and command[command.index("--gpus") + 1] == "4"
+    assert command[command.index("--") - 2 : command.index("--")] == ["--partition", "gpu"]
+    assert list(prepare_command(plan))[2:] == [f"{tmp_path}/data/toy", f"{tmp_path}/runs/x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"rows": {}}, "rows must name at least one row"),
+        ({"seeds": [0, 0]}, "one seed twice"),
+        ({"seeds": ["a"]}, "list of whole numbers"),
+        ({"colour": 1}, "unknown key 'colour'"),
+        ({"rows": {"a": {"of": "b"}}}, "row a: a row that is measured has"),
+        ({"rows": {"a": {"of": "b", "stage": "initial"}}}, "'b' is no row to build on"),
+        (
+            {"rows": {"a": None, "b": {"of": "a", "stage": "middle"}}},
+            "stage 'middle' is none of final, initial",
+        ),
+        ({"rows": {"a": {"config": "configs/none.yaml"}}}, "no configuration 'configs/none.yaml'"),
+        ({"tables": [{"rows": ["c"]}]}, "table 1: 'c' is no row"),
+        ({"tables": [{"metrics": ["F1"]}]}, "table 1: 'F1' is no metric"),
+        ({"set": {"OUTPUT_DIR": "x"}}, "OUTPUT_DIR is the plan's business"),
+        ({"set": {"SOLVER.MAXITER": 1}}, "MAXITER"),
+    ],
+)
+def test_what_a_plan_may_not_say(tmp_path, content, said):
+    with pytest.raises(InputError, match=said) as error:
+        jobs_of(read_plan(write_plan(tmp_path, **content)))
+    assert "\n" not in str(error.value)
+
+
+def test_half_of_another_run_is_not_gone_on_with(tmp_path):
+    """The folder of a run that was trained by another schedule is refused, not resumed to another end."""
+    plan = read_plan(write_plan(tmp_path, seeds=[0], set={"SOLVER.MAX_ITER": 10}))
+    (job, _) = jobs_of(plan)
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.yaml").write_text(read_config(job.config, job.overrides).dump())
+    assert len(jobs_of(plan)) == 2
+    other = read_plan(write_plan(tmp_path, seeds=[0], set={"SOLVER.MAX_ITER": 20}))
+    with pytest.raises(InputError, match="holds a run with SOLVER.MAX_ITER 10, and the plan says 20"):
+        jobs_of(other)
+
+
+def test_super_categories_by_hand():
+    categories = [
+        {"id": 2, "name": "car", "supercategory": "vehicle", "isthing": 1},
+        {"id": 5, "name": "bus", "supercategory": "vehicle", "isthing": 1},
+        {"id": 9, "name": "sand", "supercategory": "ground", "isthing": 0},
+        {"id": 7, "name": "road", "supercategory": "ground", "isthing": 0},
+    ]
+    merged, new_of = merged_categories(categories)
+    assert [(c["id"], c["name"], c["isthing"]) for c in merged] == [(1, "vehicle", 1), (2, "ground", 0)]
+    assert new_of == {2: 1, 5: 1, 7: 2, 9: 2}
+    ids = np.array([[10, 11], [20, 21]], np.int32)
+    segments = [{"id": i, "category_id": c} for i, c in ((10, 2), (11, 5), (20, 7), (21, 9))]
+    new, kept = merged_segments(ids, segments, new_of, {1})
+    assert new.tolist() == [[10, 11], [20, 20]] and ids[1, 1] == 21, "things stay apart, stuff becomes one"
+    assert [(s["id"], s["category_id"]) for s in kept] == [(10, 1), (11, 1), (20, 2)]
+
+
+def processes_naming(text: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if text.encode() in command and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+def test_stopped_it_goes_on_and_ends_with_the_tables(tmp_path):
+    """The real tool on rendered scenes: a PISR model is trained, stopped half-way, trained on, and probed."""
+    small = {key: yaml.safe_load(value) for key, value in TINY.items() if key != "INPUT.MIN_SIZE_TRAIN"}
+    small |= {
+        "INPUT.MIN_SIZE_TRAIN": [64],
+        "SOLVER.MAX_ITER": 40,
+        "LOG.PERIOD": 1,
+        "SOLVER.CHECKPOINT_PERIOD": 100,
+    }
+    row = {"config": "configs/toy/maskformer_tiny_pisr.yaml"}
+    path = write_plan(
+        tmp_path,
+        rows={"pisr": row, "swapped": {"of": "pisr", "stage": "swapped"}},
+        seeds=[5],
+        set=small,
+        datasets=str(render(tmp_path / "data")),
+    )
+    run = tmp_path / "runs/pisr_seed5"
+    command = [sys.executable, "tools/experiment.py", str(path)]
+    first = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (run / "metrics.json").exists() or len((run / "metrics.json").read_bytes().splitlines()) < 3:
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(120) == 143
+    assert processes_naming(str(run)) == []
+    second = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=400)
+    assert second.returncode == 0, second.stderr[-2000:]
+    starts = [start["start_iteration"] for start in json.loads((run / "run.json").read_text())["starts"]]
+    assert starts[0] == 0 and len(starts) == 2 and 0 < starts[1] < 40, "it saved when it was stopped"
+    assert "| pisr | 5 |" in second.stdout and "| swapped | 5 |" in second.stdout
+    assert (tmp_path / "runs/tables/trial/tables.svg").is_file()
