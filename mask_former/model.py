@@ -29,6 +29,7 @@ from mask_former.matcher import Target
 from mask_former.predictor import Predictions
 from mask_former.registries import CRITERION_REGISTRY, choose
 from mask_former.resizing import Resizing
+from mask_former.transfer import queued
 
 
 @META_ARCH_REGISTRY.register()
@@ -142,12 +143,12 @@ class MaskFormer(nn.Module):
         height, width = images.tensor.shape[-2:]
         targets: list[Target] = []
         for sample in batched_inputs:
-            instances = sample["instances"].to(self.device, non_blocking=True)
-            masks = instances.gt_masks
+            instances = sample["instances"]
+            masks, labels = (queued(each, self.device) for each in (instances.gt_masks, instances.gt_classes))
             right, bottom = width - masks.shape[-1], height - masks.shape[-2]
             if right or bottom:  # else there is nothing to copy
                 masks = F.pad(masks, (0, right, 0, bottom))
-            targets.append({"labels": instances.gt_classes, "masks": masks})
+            targets.append({"labels": labels, "masks": masks})
         return targets
 
     def results(

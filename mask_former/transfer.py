@@ -1,4 +1,4 @@
-"""Small copies between a device and the CPU: one each way, from and to page-locked memory.
+"""Copies between a device and the CPU, from and to page-locked memory.
 
 A GPU is waited for in `to_host` alone; every other copy of the loss is only put into the device's queue.
 """
@@ -21,9 +21,14 @@ def to_host(tensor: Tensor) -> Tensor:
     return host
 
 
+def queued(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`, by a copy that nothing waits for: from page-locked memory."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Tensors (n,) of one type, on `device` by a single copy that nothing waits for."""
-    packed = torch.cat(list(tensors))
-    if device.type == "cuda" and packed.device.type == "cpu":
-        packed = packed.pin_memory()
-    return list(packed.to(device, non_blocking=True).split([len(tensor) for tensor in tensors]))
+    packed = queued(torch.cat(list(tensors)), device)
+    return list(packed.split([len(tensor) for tensor in tensors]))

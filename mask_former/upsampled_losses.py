@@ -18,6 +18,9 @@ the weight of the pixel, the focal loss and its slope are
 where a = (1−α) − (1−2α) t and (1−2t) a = (1−α) − t. With I, A and T the sums of σ(x) t, σ(x) and t,
 
     dice  = 1 − (2I + 1)/(A + T + 1)      d dice/dx = (p − p²) ((2I + 1) − 2t (A + T + 1))/(A + T + 1)²
+
+In float32 p − p² loses its digits where p is nearly 1: the dice slope of a pixel that is wrong by a logit of
+15 or more is inexact, and beyond 17 it is 0. It is below 1e-7 there, and focal's is near its largest.
 """
 
 import logging
@@ -175,12 +178,14 @@ def mask_terms(x: Tensor, t: Tensor, work: Sequence[Tensor] | None, with_slopes:
 @cache
 def _compiled_terms() -> Callable[..., Terms]:
     """`mask_terms` as one or two kernels; the function itself, said once, where there is no compiler."""
-    working = [torch.compile(mask_terms, dynamic=True)]  # any size and number of masks: never compiled anew
+    working = [torch.compile(mask_terms, dynamic=True)]  # for any size and number of masks
 
     def terms(*arguments: Any) -> Terms:
         if working:
             try:
                 return working[0](*arguments)
+            except torch.cuda.OutOfMemoryError:
+                raise
             except Exception as error:  # of a type that changes from release to release
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 logger.warning("the mask losses cannot be compiled here and go on without: %s", reason)

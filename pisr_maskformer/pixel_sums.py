@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PIECE = 4096  # pixels: 4 MiB of 256 channels in float32
 
@@ -96,6 +97,7 @@ class _PixelSums(torch.autograd.Function):
         return sums[:, :-1], areas[:, :-1], *of_features
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_sums: Tensor, d_areas: Tensor, *d_moments: Tensor) -> tuple[Tensor | None, ...]:
         features, maps, factor, chosen, valid_pixels, *moments = ctx.saved_tensors
         for_features, for_maps, for_factor, *_ = ctx.needs_input_grad

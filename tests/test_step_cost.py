@@ -1,5 +1,6 @@
 """What a whole training step waits for, and that its fast parts give the numbers of the plain ones."""
 
+import argparse
 import copy
 import json
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from tests.synchronisation import Synchronisations
 from tests.tiny import resnet, sample, tiny_config
 from tests.tiny_pisr import batch, tiny_pisr, wake
 from tools.benchmarks import step as benchmark
+from tools.benchmarks.measure import peak_memory
 from tools.benchmarks.plain_step import make_plain, plain_optimizer
 
 RESNET = resnet(18)
@@ -48,8 +50,15 @@ def test_a_step_waits_for_the_matching_and_for_its_numbers_alone(
         copies.append("numbers")
         return tolist(tensor)
 
+    tensor = torch.tensor
+
+    def made_on_the_host(*arguments: Any, **options: Any) -> Tensor:
+        assert "device" not in options, "a tensor made of numbers on a device is a copy that is waited for"
+        return tensor(*arguments, **options)
+
     step = fast_step(pisr_model(), amp_dtype=dtype)
     step(0, [batch()])  # the optimiser makes its moments
+    monkeypatch.setattr(torch, "tensor", made_on_the_host)
     monkeypatch.setattr(matcher, "to_host", counted_to_host)
     monkeypatch.setattr(Tensor, "tolist", counted_tolist)
     with Synchronisations() as seen:
@@ -71,6 +80,30 @@ def test_a_step_waits_for_the_matching_and_for_its_numbers_alone(
     assert not result.skipped and result.statistics
     assert copies == ["matching", "numbers"]
     assert not seen.operations
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU is visible")
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_a_step_on_a_gpu_has_no_hidden_waiting(
+    dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = fast_step(pisr_model().cuda(), amp_dtype=dtype)
+    step(0, [batch()])
+    tolist = Tensor.tolist
+
+    def allowed(values: Tensor) -> Any:
+        torch.cuda.set_sync_debug_mode("default")
+        numbers = tolist(values)
+        torch.cuda.set_sync_debug_mode("error")
+        return numbers
+
+    monkeypatch.setattr(Tensor, "tolist", allowed)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = step(1, [batch()])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.losses and result.statistics
 
 
 def test_the_fast_step_is_the_plain_one() -> None:
@@ -102,14 +135,24 @@ def test_statistics_are_those_of_the_last_micro_batch() -> None:
     assert told == {name: value.item() for name, value in last.items()} and "pisr/pixel_residual" in told
 
 
-def test_the_benchmark_tells_the_largest_batches_that_fit(tmp_path: Path) -> None:
-    sizes = ["--device", "cpu", "--size", "64", "--depth", "18", "--targets", "2", "--no-plain"]
+def test_the_benchmark_foretells_the_memory_of_a_larger_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "WAYS", {"MaskFormer": benchmark.WAYS["MaskFormer"]})
+    monkeypatch.setattr(benchmark, "SAMPLED", (2, 3))
+    sizes = ["--device", "cpu", "--size", "160", "--depth", "18", "--targets", "2"]
     benchmark.main([*sizes, "--fits", "1", "16", "--output", str(tmp_path)])
-    rows = json.loads((tmp_path / "step_batches.json").read_text())["rows"]
-    assert [row["way"] for row in rows] == ["MaskFormer", "MaskFormer + PISR"]
-    for row in rows:
-        fixed = row["held GB"] + row["1 image GB"] - row["each further GB"]
-        for gigabytes in (1, 16):
-            batch = row[f"{gigabytes} GB"]
-            assert fixed + batch * row["each further GB"] <= gigabytes
-            assert fixed + (batch + 1) * row["each further GB"] > gigabytes
+    (row,) = json.loads((tmp_path / "step_batches.json").read_text())["rows"]
+    fixed = row["held GB"] + row["3 images GB"] - 3 * row["each further GB"]
+    for gigabytes in (1, 16):
+        batch = row[f"{gigabytes} GB"]
+        assert fixed + batch * row["each further GB"] <= gigabytes
+        assert fixed + (batch + 1) * row["each further GB"] > gigabytes
+
+    options = argparse.Namespace(device="cpu", depth=18, amp="none", channels_last=True, compile=False)
+    step = benchmark.own_step(benchmark.configuration(benchmark.BASELINE, options), plain=False)
+    given = benchmark.samples(4, 160, 2, 150)
+    benchmark.whole_step(step, given[:1])
+    measured = peak_memory(lambda: benchmark.whole_step(step, given)) / benchmark.GB
+    foretold = row["3 images GB"] + row["each further GB"]
+    assert foretold == pytest.approx(measured, rel=0.05)

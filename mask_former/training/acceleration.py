@@ -7,7 +7,9 @@ the fused optimiser: mask_former/optimizer.py.)
 import logging
 import os
 import shutil
+import sysconfig
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -58,6 +60,8 @@ def missing_compiler(device: torch.device) -> str:
     candidates = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++"]
     if not any(shutil.which(candidate) for candidate in candidates):
         return f"there is no C++ compiler ({' or '.join(candidates)}) on PATH; install one, or set CXX"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "Python's headers are missing (Debian, Ubuntu: apt-get install python3-dev)"
     if device.type == "cuda" and find_spec("triton") is None:
         return "the package triton, which comes with torch for CUDA on Linux, is not installed"
     return ""

@@ -38,7 +38,7 @@ class ProfileHook(HookBase):
         if self.trainer.iter - self.trainer.start_iter == self.warm_up:
             on_gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
             activities = [ProfilerActivity.CPU, *on_gpu]
-            self.profiler = profile(activities=activities, profile_memory=True, acc_events=True)
+            self.profiler = profile(activities=activities, profile_memory=True)
             self.profiler.start()
 
     def after_step(self) -> None:
@@ -65,14 +65,15 @@ class ProfileHook(HookBase):
             self.folder.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(trace))
             with replace_file(self.folder / "summary.txt") as file:
-                file.write(summary(profiler, steps).encode())
-        except OSError as error:
-            logger.warning("the profile cannot be written to %s: %s", self.folder, error.strerror or error)
+                file.write(summary(profiler, steps, self.warm_up).encode())
+        except (OSError, RuntimeError) as error:  # the trace is written in C++, which raises the latter
+            reason = getattr(error, "strerror", None) or error
+            logger.warning("the profile cannot be written to %s: %s", self.folder, reason)
         else:
             logger.info("profile of %d iterations: %s and summary.txt beside it", steps, trace)
 
 
-def summary(profiler: profile, steps: int) -> str:
+def summary(profiler: profile, steps: int, warm_up: int = WARM_UP) -> str:
     """Tables of a finished profile, the longest operators first."""
     averages = profiler.key_averages()
     orders = {
@@ -84,7 +85,7 @@ def summary(profiler: profile, steps: int) -> str:
             "time on the device, operators it calls apart": "self_device_time_total",
             "memory that it took, of the device": "self_device_memory_usage",
         } | orders
-    text = f"{steps} iterations, without {WARM_UP} before them\n"
+    text = f"{steps} iterations, without {warm_up} before them\n"
     for title, order in orders.items():
         table = averages.table(sort_by=order, row_limit=ROWS, max_name_column_width=60)
         text += f"\nBy {title}:\n{table}\n"

@@ -23,6 +23,7 @@ from mask_former.matcher import Target
 from mask_former.model import checked_thing_ids
 from mask_former.predictor import Prediction, Predictions, TransformerPredictor
 from mask_former.registries import CRITERION_REGISTRY, PREDICTOR_REGISTRY
+from mask_former.transfer import to_device
 from pisr_maskformer.config import PISRSettings, SettingError, settings_from
 from pisr_maskformer.criterion import TwoStageCriterion
 from pisr_maskformer.module import PISR, PISRInternals
@@ -153,7 +154,8 @@ def valid_pixels(
     bottom, right = (height - 0.5) * stride, (width - 0.5) * stride  # centre of the last pixel
     if image_sizes is None or all(bottom < size[0] and right < size[1] for size in image_sizes):
         return None
-    heights, widths = torch.tensor(image_sizes, device=mask_features.device).unbind(1)
+    sides = torch.tensor([side for size in image_sizes for side in size])
+    heights, widths = to_device([sides], mask_features.device)[0].view(-1, 2).unbind(1)
     rows = (torch.arange(height, device=mask_features.device) + 0.5) * stride < heights[:, None]
     columns = (torch.arange(width, device=mask_features.device) + 0.5) * stride < widths[:, None]
     return (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -12,6 +12,7 @@ import platform
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,9 +102,11 @@ def peak_memory(function: Callable[[], Any], device: str | torch.device = "cpu")
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     activities = [torch.profiler.ProfilerActivity.CPU]
-    profile = torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True)
-    with _without_stderr(), profile as profiler:  # its library writes of itself there
-        function()
+    profile = torch.profiler.profile(activities=activities, profile_memory=True)
+    with warnings.catch_warnings(), _without_stderr():  # of itself; its library writes to stderr, too
+        warnings.simplefilter("ignore", UserWarning)
+        with profile as profiler:
+            function()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     taken = peak = 0

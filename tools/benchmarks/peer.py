@@ -60,7 +60,6 @@ def peer_step(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
 
     def step() -> float:
-        optimizer.zero_grad()
         with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             outputs = model(
                 pixel_values=images,
@@ -71,6 +70,7 @@ def peer_step(
         outputs.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
         optimizer.step()
+        optimizer.zero_grad()  # the next call takes them anew, and its peak counts them
         return float(outputs.loss.detach())
 
     return step

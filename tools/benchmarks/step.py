@@ -42,6 +42,7 @@ WAYS = {  # name -> configuration, whether the plain way
     "MaskFormer + PISR, plain": (PISR, True),
 }
 GB = 10**9
+SAMPLED = (2, 4)  # batches whose memory tells that of others
 
 
 def configuration(path: str, options: argparse.Namespace) -> CfgNode:
@@ -84,6 +85,12 @@ def own_step(cfg: CfgNode, plain: bool) -> TrainingStep:
     return TrainingStep(model, optimizer, build_clipping(cfg), amp_dtype=amp_dtype(cfg))
 
 
+def whole_step(step: TrainingStep, given: list[dict[str, Any]]) -> None:
+    """One step that leaves no gradients behind: they are part of what it takes at most."""
+    step(0, [given])
+    step.optimizer.zero_grad()
+
+
 def ways(options: argparse.Namespace, batch: int, size: int) -> dict[str, Callable[[], Any]]:
     """Every way of doing a step on the same samples."""
     cfg = configuration(BASELINE, options)
@@ -92,10 +99,12 @@ def ways(options: argparse.Namespace, batch: int, size: int) -> dict[str, Callab
     for name, (path, plain) in WAYS.items():
         if not (plain and options.no_plain):
             step = own_step(configuration(path, options), plain)
-            found[name] = partial(step, 0, [given])
+            found[name] = partial(whole_step, step, given)
     peer = build_peer(options.depth, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     if peer is None:
         return found
+    if options.compile:
+        peer.compile()
     device = torch.device(options.device)
     instances = [sample["instances"].to(device) for sample in given]
     images = torch.stack([sample["image"] for sample in given]).to(device)
@@ -140,15 +149,16 @@ def bytes_held(step: TrainingStep) -> int:
 
 
 def report_batches(options: argparse.Namespace) -> None:
-    """The largest batch for each amount of memory, by the memory of 1 and of 2 images, which add up.
+    """The largest batch for each amount of memory, by the line through the peaks of 2 and of 4 images.
 
-    Without the device's context and what the allocator leaves unused: keep a tenth in reserve.
+    (Those of 1 and 2 may lie in different phases of the step: the peak of one image may be that of the
+    gradients.) Without the device's context and what the allocator leaves unused: keep a tenth in reserve.
     """
     columns = (
         "size",
         "way",
         "held GB",
-        "1 image GB",
+        f"{SAMPLED[1]} images GB",
         "each further GB",
         *(f"{gb} GB" for gb in options.fits),
     )
@@ -158,15 +168,15 @@ def report_batches(options: argparse.Namespace) -> None:
             if plain and options.no_plain:
                 continue
             cfg = configuration(path, options)
-            step, peaks = own_step(cfg, plain), []
-            for batch in (1, 1, 2):  # the first call makes the optimiser's moments
+            step, peaks = own_step(cfg, plain), {}
+            for batch in (1, *SAMPLED):  # the first call makes the optimiser's moments
                 given = samples(batch, size, options.targets, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
-                step.optimizer.zero_grad()
-                peaks.append(peak_memory(partial(step, 0, [given]), options.device))
-            held, each = bytes_held(step), peaks[2] - peaks[1]
-            fixed = held + peaks[1] - each
+                peaks[batch] = peak_memory(partial(whole_step, step, given), options.device)
+            held, (few, more) = bytes_held(step), SAMPLED
+            each = (peaks[more] - peaks[few]) / (more - few)
+            fixed = held + peaks[more] - more * each
             batches = [max(0, int((gb * GB - fixed) // each)) for gb in options.fits]
-            row = (size, name, held / GB, peaks[1] / GB, each / GB, *batches)
+            row = (size, name, held / GB, peaks[more] / GB, each / GB, *batches)
             report.add(**dict(zip(columns, row, strict=True)))
     report.finish(options.output)
 
@@ -174,12 +184,13 @@ def report_batches(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--size", type=int, nargs="+", default=[640], help="side of an image (640)")
+    parser.add_argument("--size", type=int, nargs="+", default=[320, 640], help="side of an image (320 640)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images of a step (1)")
     parser.add_argument("--targets", type=int, default=10, help="segments of an image (default: %(default)s)")
     parser.add_argument("--depth", type=int, choices=sorted(BLOCKS), default=50, help="of the ResNet (50)")
     parser.add_argument("--amp", choices=("none", "bfloat16"), default="none", help="(default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="SOLVER.COMPILE, for this project's")
+    parser.add_argument("--compile", action="store_true", help="SOLVER.COMPILE; the peer as a whole")
+    parser.add_argument("--tf32", action="store_true", help="float32 products of a GPU with TF32's mantissa")
     parser.add_argument(
         "--channels-last",
         action=argparse.BooleanOptionalAction,
@@ -193,6 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.quick:
         options.size, options.batch, options.depth, options.repeats = [128], [1], 18, 1
         options.targets, options.no_plain = min(options.targets, 4), True
+    if options.tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if options.fits:
         report_batches(options)
         return
