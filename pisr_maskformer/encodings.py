@@ -39,6 +39,7 @@ class Pooled(NamedTuple):
 class Gathered(NamedTuple):
     """What PISR wants to know of the pixels; found in one pass over them."""
 
+    features: Tensor  # F itself, to go on with: see `pixel_sums`
     pooled: Pooled  # of all queries
     scores: Tensor  # B×Q, instance score of every query
     kept: Tensor  # B×K int64, the K = min(N, Q) queries with the best ones in slot order
@@ -161,12 +162,14 @@ class PanopticEncoder(nn.Module):
         """Sums of `features` under the maps and, if asked for, under heatmaps; no moments where direct."""
         scores, kept = self.keep_instances(class_probs)
         if self.direct:
-            features, maps = at_least_float32(features), masked(region_maps, valid_pixels)
+            wide, maps = at_least_float32(features), masked(region_maps, valid_pixels)
             heatmaps = self.instance_heatmaps(maps, class_probs, kept)
-            return Gathered(pool(features, maps), scores, kept, pool(features, heatmaps), None)
+            return Gathered(features, pool(wide, maps), scores, kept, pool(wide, heatmaps), None)
         factor = self._suppression(region_maps, class_probs) if instances else None
         chosen = None if factor is None else kept
-        sums, areas, found = pixel_sums(features, region_maps, valid_pixels, chosen, factor, moments)
+        features, sums, areas, found = pixel_sums(
+            features, region_maps, valid_pixels, chosen, factor, moments
+        )
         queries = region_maps.shape[1]
         pooled, under_heatmaps = (
             Pooled(sums[:, rows], areas[:, rows]) for rows in (slice(queries), slice(queries, None))
@@ -174,7 +177,7 @@ class PanopticEncoder(nn.Module):
         if factor is None:  # a heatmap is the query's map: its sums are there
             rows = kept[..., None].expand(-1, -1, features.shape[1])
             under_heatmaps = Pooled(pooled.sums.gather(1, rows), pooled.areas.gather(1, kept))
-        return Gathered(pooled, scores, kept, under_heatmaps if instances else None, found)
+        return Gathered(features, pooled, scores, kept, under_heatmaps if instances else None, found)
 
     def forward(
         self,

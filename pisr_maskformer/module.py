@@ -180,7 +180,7 @@ class PISR(nn.Module):
             instances=instances or self.uses_encodings,
             moments=self.folds,
         )
-        return FirstPrediction(features, maps, class_probs, gathered, valid_pixels)
+        return FirstPrediction(gathered.features, maps, class_probs, gathered, valid_pixels)
 
     def relate(self, first: FirstPrediction) -> Related:
         """Encode, reweight, relate."""

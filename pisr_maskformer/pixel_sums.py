@@ -48,16 +48,19 @@ def pixel_sums(
     chosen: Tensor | None = None,
     factor: Tensor | None = None,
     moments: bool = False,
-) -> tuple[Tensor, Tensor, FeatureMoments | None]:
-    """Sums over valid pixels of w F, B×(Q+K)×D, and of w, B×(Q+K), and the moments of F if asked for.
+) -> tuple[Tensor, Tensor, Tensor, FeatureMoments | None]:
+    """F, sums over valid pixels of w F, B×(Q+K)×D, and of w, B×(Q+K), and the moments of F if asked for.
+
+    The F that is returned is the one given. Whoever goes on with it spares the backward pass a map: its
+    gradient is taken up where that of the sums is made, instead of being added to it.
 
     The weights w are all `maps`, then the `chosen` ones (B×K int64, different ones in every image; None:
     none) times `factor` (B×1×H×W). `valid_pixels`: B×1×H×W bool; None: all.
     """
     if chosen is None:
         chosen, factor = maps.new_empty((maps.shape[0], 0), dtype=torch.long), maps[:, :1].detach()
-    sums, areas, *found = _PixelSums.apply(features, maps, factor, chosen, valid_pixels, moments)
-    return sums, areas, FeatureMoments(*found) if moments else None
+    same, sums, areas, *found = _PixelSums.apply(features, maps, factor, chosen, valid_pixels, moments)
+    return same, sums, areas, FeatureMoments(*found) if moments else None
 
 
 class _PixelSums(torch.autograd.Function):
@@ -94,12 +97,19 @@ class _PixelSums(torch.autograd.Function):
             sums, areas = sums.sum(-1), areas.sum(-1)
         ctx.save_for_backward(features, maps, factor, chosen, valid_pixels, *of_features[::2])
         ctx.mark_non_differentiable(*of_features[2:])
-        return sums[:, :-1], areas[:, :-1], *of_features
+        ctx.set_materialize_grads(False)  # zeros for an F that nobody goes on with would be as large as F
+        return features.view_as(features), sums[:, :-1], areas[:, :-1], *of_features
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_sums: Tensor, d_areas: Tensor, *d_moments: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_same: Tensor | None, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         features, maps, factor, chosen, valid_pixels, *moments = ctx.saved_tensors
+        rows = maps.shape[1] + chosen.shape[1]
+        shapes = [(rows, features.shape[1]), (rows,), (features.shape[1],), (features.shape[1],) * 2]
+        d_sums, d_areas, *d_moments = (
+            maps.new_zeros((len(maps), *shape)) if gradient is None else gradient
+            for gradient, shape in zip(gradients, shapes, strict=False)
+        )
         for_features, for_maps, for_factor, *_ = ctx.needs_input_grad
         d_features = _like(features) if for_features else None
         d_maps = torch.empty_like(maps) if for_maps else None
@@ -107,12 +117,12 @@ class _PixelSums(torch.autograd.Function):
         with torch.autocast(features.device.type, enabled=False):
             curvature, slope = _gradient_of_moments(d_moments, moments)
             slope = d_sums.new_zeros(d_sums[:, 0].shape) if slope is None else slope
-            rows = torch.cat([d_sums, slope[:, None]], dim=1).transpose(1, 2)  # B×D×(Q+K+1)
+            of_sums = torch.cat([d_sums, slope[:, None]], dim=1).transpose(1, 2)  # B×D×(Q+K+1)
             for part in _pieces(features):
                 values, inside = _piece(features, part), _inside(valid_pixels, part, maps)
                 if d_features is not None:
                     weights = _weights(maps, factor, chosen, inside, part)
-                    _set_piece(d_features, part, rows, weights, curvature, values, inside)
+                    _set_piece(d_features, d_same, part, of_sums, weights, curvature, values, inside)
                 if d_maps is None and d_factor is None:
                     continue
                 d_weights = torch.baddbmm(d_areas[..., None], d_sums, values)  # B×(Q+K)×n
@@ -178,12 +188,12 @@ def _joined(sums: Tensor, areas: Tensor, products: Tensor) -> tuple[Tensor, ...]
 
 
 def _gradient_of_moments(
-    gradients: tuple[Tensor, ...], moments: list[Tensor]
+    gradients: list[Tensor], moments: list[Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
     """S, B×D×D, and t, B×D: the gradient with respect to a pixel's F is S F + t. None without moments."""
     if not moments:
         return None, None
-    (d_mean, d_covariance, _), (mean, count) = gradients, moments
+    (d_mean, d_covariance), (mean, count) = gradients, moments
     total = count.clamp(min=1)[:, None]
     curvature = (d_covariance + d_covariance.transpose(1, 2)) / total[..., None]
     return curvature, d_mean / total - (curvature @ mean[..., None]).squeeze(-1)
@@ -199,6 +209,7 @@ def _like(features: Tensor) -> Tensor:
 
 def _set_piece(
     gradient: Tensor,
+    d_same: Tensor | None,
     part: slice,
     rows: Tensor,
     weights: Tensor,
@@ -206,10 +217,12 @@ def _set_piece(
     values: Tensor,
     inside: Tensor | None,
 ) -> None:
-    """rows @ weights + S F, written into its part of the gradient with respect to F."""
+    """rows @ weights + S F + the gradient of F elsewhere, written into its part of the gradient."""
     target = gradient.flatten(2)[..., part]
     piece = target if target.dtype == values.dtype else torch.empty_like(target, dtype=values.dtype)
-    piece.baddbmm_(rows, weights, beta=0)  # beta 0: what lay there is not read
+    if d_same is not None:
+        piece.copy_(d_same.flatten(2)[..., part])
+    piece.baddbmm_(rows, weights, beta=0 if d_same is None else 1)  # 0: what lay there is not read
     if curvature is not None:
         piece.baddbmm_(curvature, values if inside is None else values * inside)
     if piece is not target:

@@ -23,7 +23,7 @@ def test_products_are_counted_as_by_hand():
 def test_the_pass_over_pixels_is_counted_as_by_hand(moments):
     features, maps, factor = torch.rand(1, 8, 3, 4), torch.rand(1, 5, 3, 4), torch.rand(1, 1, 3, 4)
     chosen = torch.tensor([[0, 1]])
-    call = Call(lambda *given: pixel_sums(given[0], given[1], None, chosen, given[2], moments)[:2])
+    call = Call(lambda *given: pixel_sums(given[0], given[1], None, chosen, given[2], moments)[1:3])
     # five maps, two chosen ones and the count of pixels, and 8×8 products for the covariance
     assert multiply_adds(call, (features, maps, factor)) == (5 + 2 + 1 + (8 if moments else 0)) * 8 * 12
 

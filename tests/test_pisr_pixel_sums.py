@@ -42,7 +42,7 @@ def plain(features, maps, factor, valid, chosen=CHOSEN):
 
 
 def found(features, maps, factor, valid, chosen=CHOSEN):
-    sums, areas, moments = pixel_sums(features, maps, valid, chosen, factor, moments=True)
+    _, sums, areas, moments = pixel_sums(features, maps, valid, chosen, factor, moments=True)
     return sums, areas, moments.mean, moments.covariance
 
 
@@ -63,6 +63,22 @@ def test_values_and_gradients_are_those_of_plain_sums(padded, channels_last):
     assert results[0][4].stride() == features.stride()  # the gradient lies as the features do
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_gradient_of_whoever_goes_on_with_the_features_is_added(dtype):
+    features, maps, *_ = inputs()
+    features = features.detach().to(dtype).requires_grad_()
+    maps = maps.detach().to(torch.promote_types(dtype, torch.float32))
+    torch.manual_seed(2)
+    weight = torch.randn_like(features)
+    gradients = []
+    for goes_on in (True, False):
+        same, sums, *_ = pixel_sums(features, maps)
+        assert torch.equal(same, features)
+        total = sums.square().sum() + ((same if goes_on else features) * weight).sum()
+        gradients.append(torch.autograd.grad(total, features)[0])
+    torch.testing.assert_close(*gradients, rtol=0.01 if dtype == torch.bfloat16 else 1e-12, atol=1e-12)
+
+
 def test_gradients_by_finite_differences():
     features, maps, factor, valid = inputs(channels=3)
     assert torch.autograd.gradcheck(
@@ -73,7 +89,7 @@ def test_gradients_by_finite_differences():
 def test_by_hand():
     # pixels (1, 0), (3, 4); the mean is (2, 2), what is left (-1, -2), (1, 2)
     features = torch.tensor([[[[1.0, 3.0]], [[0.0, 4.0]]]])
-    sums, areas, moments = pixel_sums(features, torch.tensor([[[[1.0, 0.5]]]]), moments=True)
+    _, sums, areas, moments = pixel_sums(features, torch.tensor([[[[1.0, 0.5]]]]), moments=True)
     assert sums.tolist() == [[[2.5, 2.0]]] and areas.tolist() == [[1.5]]
     assert moments.mean.tolist() == [[2.0, 2.0]] and moments.covariance.tolist() == [[[1.0, 2.0], [2.0, 4.0]]]
     assert moments.pixels.tolist() == [2.0] and moments.squared_norm().tolist() == [13.0]  # (1 + 25) / 2
@@ -126,7 +142,7 @@ def test_nothing_as_large_as_the_features_is_kept(monkeypatch):
         kept[:] = pixel_sums(features, maps, None, torch.arange(5)[None], factor, moments=True)
 
     assert peak_memory(forward) < 0.25 * size
-    sums, _, moments = kept
+    _, sums, _, moments = kept
     total = sums.sum() + moments.covariance.square().sum()
     assert peak_memory(lambda: torch.autograd.grad(total, features)) < 1.25 * size
     assert isinstance(moments, FeatureMoments)

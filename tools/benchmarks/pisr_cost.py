@@ -60,7 +60,7 @@ def product_size(inputs: list[Any], outputs: list[Any]) -> int:
 def pixel_sums_size(inputs: list[Any], outputs: list[Any]) -> int:
     """Multiply-adds of PISR's pass over B×D×n pixels: B·(Q+K+1)·D·n, and B·D·D·n for the moments of F."""
     features, maps, _, chosen, *_ = (value.type().sizes() for value in inputs[:4])
-    with_moments = len(outputs[0].type().elements()) > 2
+    with_moments = len(outputs[0].type().elements()) > 3
     rows = maps[1] + chosen[1] + 1 + (features[1] if with_moments else 0)
     return math.prod(features) * rows
 

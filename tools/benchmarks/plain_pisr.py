@@ -35,4 +35,4 @@ def gathered(
     features, maps = at_least_float32(features), masked(region_maps, valid_pixels)
     scores, kept = encoder.keep_instances(class_probs)
     heatmaps = encoder.instance_heatmaps(maps, class_probs, kept)
-    return Gathered(pool(features, maps), scores, kept, pool(features, heatmaps), None)
+    return Gathered(features, pool(features, maps), scores, kept, pool(features, heatmaps), None)
