@@ -204,8 +204,12 @@ def job_state(job: str) -> str | None:
     text = ask("scontrol", "-o", "show", "job", job)
     if text:
         return records(text)[-1].get("JobState")
-    accounted = ask("sacct", "-n", "-X", "-P", "-o", "State", "-j", job)
-    words = (accounted or "").split()
+    return accounted_state(job)
+
+
+def accounted_state(job: str) -> str | None:
+    """What accounting says, where there is any: it knows jobs that the controller has forgotten."""
+    words = (ask("sacct", "-n", "-X", "-P", "-o", "State", "-j", job) or "").split()
     return words[0] if words else None
 
 

@@ -1,9 +1,12 @@
 """A job that is told to end: what Slurm says of it, and having it started again.
 
-A process that cannot reach Slurm, in a container without scontrol say, leaves a wish beside the logs. The
-batch script, which runs outside the container, looks for it after srun and requeues the job then:
+A process leaves a wish beside the logs before it asks Slurm, and takes it back when Slurm has done it. The
+batch script, which runs outside the job's container, looks for it after srun and requeues the job then:
 
     slurm/JOB_RESTART_requeue
+
+So a process that cannot reach Slurm, or is ended while it waits for an answer, has its job requeued too. A
+second requeue does no harm: Slurm refuses it, and a wish counts for its own start alone.
 """
 
 import os
@@ -14,16 +17,18 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slurm.cluster import ask, job_state, records
+from slurm.cluster import accounted_state, ask, records
 
 if TYPE_CHECKING:
     from slurm.place import Place
 
 SCONTROL_TRIES = 3
+TRY_SECONDS = 15.0  # for an answer of scontrol: the grace must hold all tries
 EARLY = timedelta(seconds=60)  # that Slurm may signal before the time asked for
 BROKEN = re.compile(  # what gloo and NCCL say when a peer has gone
     r"\bgloo\b|\bNCCL\b|connection (closed|reset|refused)|broken pipe|pair closure", re.IGNORECASE
@@ -35,7 +40,7 @@ def state_of(job: str, grace: float) -> tuple[str | None, bool]:
     found = _shown(job)
     if found:
         return found[-1].get("JobState"), is_ending(found[-1], grace)
-    return job_state(job), False
+    return accounted_state(job), False
 
 
 def hears_nothing(job: str) -> str:
@@ -73,10 +78,11 @@ def requeue(job: str) -> bool:
 
     RuntimeError when neither can be had.
     """
-    reason = ""
+    wished, reason = _wish(), ""
+    command = ["scontrol", "requeue", job]
     for _ in range(SCONTROL_TRIES):
         try:
-            answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+            answer = subprocess.run(command, capture_output=True, text=True, timeout=TRY_SECONDS)
         except FileNotFoundError:
             reason = "there is no scontrol here"
             break
@@ -84,17 +90,26 @@ def requeue(job: str) -> bool:
             reason = str(error)
         else:
             if answer.returncode == 0:
+                if wished is not None:
+                    with suppress(OSError):
+                        wished.unlink()
                 return True
             reason = " ".join(answer.stderr.split())
         time.sleep(2.0)
-    try:
-        wish_file().touch()
-    except (KeyError, OSError) as error:
-        raise RuntimeError(
-            f"scontrol requeue {job} failed: {reason}; do it by hand, the run is saved"
-        ) from error
+    if wished is None:
+        raise RuntimeError(f"scontrol requeue {job} failed: {reason}; do it by hand, the run is saved")
     print(f"scontrol requeue {job} failed: {reason}; it is left to the batch script", flush=True)
     return False
+
+
+def _wish() -> Path | None:
+    """The wish, which is there now; None where it cannot be written."""
+    try:
+        file = wish_file()
+        file.touch()
+    except (KeyError, OSError):
+        return None
+    return file
 
 
 def wish_file() -> Path:
@@ -104,13 +119,17 @@ def wish_file() -> Path:
 
 
 def granting_lines(logs: Path) -> list[str]:
-    """Shell lines after srun: requeue the job if there is its wish; else its exit code stays."""
+    """Shell lines after srun: requeue the job if there is its wish; else its exit code stays.
+
+    An array's task is named as such: the bare id of the one that was split off last is the whole array's.
+    """
     return [
         "code=$?",
         f'wish={shlex.quote(str(logs))}/"${{SLURM_JOB_ID}}_${{SLURM_RESTART_COUNT:-0}}_requeue"',
         'if [ -e "$wish" ]; then',
         '  rm -f "$wish"',
-        '  for pause in 2 5 0; do scontrol requeue "$SLURM_JOB_ID" && exit 0; sleep "$pause"; done',
+        '  job="${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"',
+        '  for pause in 2 5 0; do scontrol requeue "$job" && exit 0; sleep "$pause"; done',
         '  echo "error: the job is not requeued; do it by hand, the run is saved"',
         "  code=1",
         "fi",

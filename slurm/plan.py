@@ -191,7 +191,8 @@ def _setup(profile: Profile, code: Path) -> list[str]:
     data = _export("DETECTRON2_DATASETS", str(datasets_root().absolute()))  # the profile's own goes before it
     exports = [_export(name, value) for name, value in profile.env.items()]
     path = f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}"
-    return [data, *profile.setup, *exports, path, f"cd {shlex.quote(str(code))}"]
+    after = "set +e  # the lines after srun need its exit code"
+    return [data, *profile.setup, *exports, path, f"cd {shlex.quote(str(code))}", after]
 
 
 def _export(name: str, value: str) -> str:

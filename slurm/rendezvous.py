@@ -21,7 +21,7 @@ from detectron2.utils import comm
 
 from mask_former.errors import InputError
 from slurm.place import Place, Unmet
-from slurm.store import client, open_store
+from slurm.store import client, open_store, short
 
 GROUP_TIMEOUT = timedelta(minutes=60)  # an evaluation in which the main process works alone must fit
 TEST_SPARE = timedelta(seconds=60)  # of NCCL's own watchdog, which ends a process without a line
@@ -47,51 +47,71 @@ def join(
     if place.size == 1:
         return
     store = open_store(place, folder, patience)
-    _wait_for_all(store, place, patience)
+    try:
+        _wait_for_all(store, place, patience)
+    except RuntimeError as error:
+        raise Unmet(
+            f"rank {place.rank} on {socket.gethostname()} has lost rank 0 on {place.hosts[0]} at the roll "
+            f"call ({short(error)}); see its log"
+        ) from error
     devices = None
     if backend == "nccl":
         devices = [device_index(place)]
         torch.cuda.set_device(devices[0])
     spare = TEST_SPARE if backend == "nccl" else timedelta(0)
-    try:
-        with _ended_after(patience, store.port, place, backend, last_words):
-            _make_group(store, place, backend, "test", timedelta(seconds=patience) + spare)
-            _add_up(store, place, patience)
-    except RuntimeError as error:
-        raise Unmet(_unreachable(store, place, backend, error)) from error
+    phase = functools.partial(_phase, store, place, patience, last_words)
+    with phase(backend, "the first all-reduce"):
+        _make_group(store, place, backend, "test", timedelta(seconds=patience) + spare)
+        _add_up(place, patience)
     dist.destroy_process_group()
     # NCCL connects at the first exchange, and asks this store then, by the store's own timeout.
     store.set_timeout(GROUP_TIMEOUT)
-    with _ended_after(patience, store.port, place, backend, last_words):
+    with phase(backend, "the training's group"):
         _make_group(store, place, backend, "training", GROUP_TIMEOUT)
         dist.barrier(device_ids=devices)  # connected, before the main process waits for an old copy's lock
-    comm.create_local_process_group(place.local_size)
+        comm.create_local_process_group(place.local_size)
     if backend == "nccl":
-        exchange_objects_within(GROUP_TIMEOUT)
+        with phase("gloo", "the group for objects"):
+            exchange_objects_within(GROUP_TIMEOUT)
 
 
 @contextmanager
-def _ended_after(
-    patience: float, port: int, place: Place, backend: str, last_words: Callable[[str], None]
+def _phase(
+    store: dist.TCPStore,
+    place: Place,
+    patience: float,
+    last_words: Callable[[str], None],
+    backend: str,
+    what: str,
 ) -> Iterator[None]:
-    """A body in which a process may hang where no exception reaches it: it is ended then, with a line."""
+    """A body that all processes pass together: Unmet where it fails in one, naming who is missing.
+
+    A process that hangs where no exception reaches it is ended, with a line.
+    """
 
     def end() -> None:
-        error = RuntimeError(f"it hangs after {patience:g} s")
-        try:  # by a connection of its own: the hanging thread may hold the other one
-            store = client(place, port, ORDERLY_SECONDS)
-        except (RuntimeError, TimeoutError):
-            store = None
-        last_words(_unreachable(store, place, backend, error))
-        os._exit(1)
+        try:
+            error = RuntimeError(f"it hangs after {patience:g} s")
+            try:  # by a connection of its own: the hanging thread may hold the other one
+                own = client(place, port, ORDERLY_SECONDS)
+            except (RuntimeError, TimeoutError):
+                own = None
+            last_words(_unreachable(own, place, backend, what, error))
+        finally:  # whatever fails above
+            os._exit(1)
 
+    port = store.port
     timer = threading.Timer(patience + ORDERLY_SECONDS, end)
     timer.daemon = True
     timer.start()
     try:
-        yield
-    finally:
-        timer.cancel()
+        try:
+            yield
+            _wait_until_done(store, place, what, patience)
+        finally:
+            timer.cancel()
+    except RuntimeError as error:
+        raise Unmet(_unreachable(store, place, backend, what, error)) from error
 
 
 def _make_group(store: dist.TCPStore, place: Place, backend: str, name: str, timeout: timedelta) -> None:
@@ -155,7 +175,7 @@ def _named(ranks: list[int], place: Place) -> str:
     return ", ".join(f"rank {rank} on host {place.host_of(rank)}" for rank in ranks)
 
 
-def _add_up(store: dist.TCPStore, place: Place, patience: float) -> None:
+def _add_up(place: Place, patience: float) -> None:
     """The sum of 1 … size over all processes, within `patience` seconds."""
     device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
     number = torch.full((1,), float(place.rank + 1), device=device)
@@ -168,25 +188,28 @@ def _add_up(store: dist.TCPStore, place: Place, patience: float) -> None:
     work.wait()
     if number.item() != place.size * (place.size + 1) / 2:
         raise RuntimeError(f"the numbers add up to {number.item():g}")
-    store.set(f"done {place.rank}", "")  # nobody leaves the group before all have their sum
-    keys = [f"done {rank}" for rank in range(place.size)]
+
+
+def _wait_until_done(store: dist.TCPStore, place: Place, what: str, patience: float) -> None:
+    """Nobody leaves a group before all have passed; RuntimeError when one fails."""
+    store.set(f"{what} {place.rank}", "")
+    keys = [f"{what} {rank}" for rank in range(place.size)]
     store.wait(keys, timedelta(seconds=patience))
     failed = [rank for rank, key in enumerate(keys) if store.get(key)]
     if failed:
         raise RuntimeError(f"{_named(failed, place)} failed")
 
 
-def _unreachable(store: dist.TCPStore | None, place: Place, backend: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
+def _unreachable(store: dist.TCPStore | None, place: Place, backend: str, what: str, error: Exception) -> str:
     here = f"rank {place.rank} on {socket.gethostname()}"
     missing = [0]  # whom the store goes with
     if store is not None:
         with suppress(RuntimeError):
-            store.set(f"done {place.rank}", "in vain")  # those that do not even say so are gone
-            missing = _wait_for(store, "done", place, 5.0)
+            store.set(f"{what} {place.rank}", "in vain")  # those that do not even say so are gone
+            missing = _wait_for(store, what, place, 5.0)
     who = f"{_named(missing, place)} is missing" if missing else "all processes have come"
     variable = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
     return (
-        f"{here}: the first all-reduce by {backend} failed ({reason}); {who}; name the network between the "
+        f"{here}: {what} by {backend} failed ({short(error)}); {who}; name the network between the "
         f"nodes by {variable} in the profile's env, or exclude the node"
     )

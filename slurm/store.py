@@ -48,12 +48,17 @@ def client(place: Place, port: int, seconds: float, is_master: bool = False) -> 
 
 
 def _listen(place: Place, folder: Path, patience: float) -> dist.TCPStore:
+    (folder / PORT_FILE).unlink(missing_ok=True)  # of a start before, which may have had the same name
     for attempt in range(PORT_TRIES):
         port = port_of(place, attempt)
         try:
             store = client(place, port, patience, is_master=True)
         except (RuntimeError, TimeoutError) as error:
-            reason = _short(error)
+            if not _is_taken(error):
+                raise Unmet(
+                    f"rank 0 cannot open its store on {place.hosts[0]} ({short(error)}): that name must "
+                    "lead to the node itself there; mend the node's /etc/hosts or DNS, or exclude it"
+                ) from error
             continue
         store.set(_sign(place), "")
         if attempt:
@@ -61,9 +66,13 @@ def _listen(place: Place, folder: Path, patience: float) -> dist.TCPStore:
             _publish(place, port, folder)
         return store
     raise Unmet(
-        f"rank 0 cannot listen on ports {port_of(place)} to {port} of {place.hosts[0]} ({reason}); other "
-        "programs have them: submit the job again, it will get others"
+        f"rank 0 cannot listen on ports {port_of(place)} to {port} of {place.hosts[0]}: other programs "
+        "have them; submit the job again, it will get others"
     )
+
+
+def _is_taken(error: Exception) -> bool:
+    return "EADDRINUSE" in str(error) or "address already in use" in str(error).lower()
 
 
 def _publish(place: Place, port: int, folder: Path) -> None:
@@ -93,7 +102,7 @@ def _find(place: Place, folder: Path, patience: float) -> dist.TCPStore:
             if time.monotonic() >= deadline:
                 raise Unmet(
                     f"rank {place.rank} on {socket.gethostname()} cannot reach rank 0 on {place.hosts[0]}, "
-                    f"port {port} ({_short(error)}): rank 0 did not come, or the network does not let it "
+                    f"port {port} ({short(error)}): rank 0 did not come, or the network does not let it "
                     "through; see its log"
                 ) from error
         else:
@@ -130,5 +139,5 @@ def _sign(place: Place) -> str:
     return f"store of job {place.job} restart {place.restart}"
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

@@ -16,7 +16,7 @@ from mask_former.atomic_write import replace_file
 from mask_former.errors import InputError
 from mask_former.evaluation.metrics_file import write_json
 from mask_former.training.git_state import CODE
-from mask_former.training.run_lock import LOCK_FILE, now
+from mask_former.training.run_lock import LOCK_FILE, now, refusal_by
 from slurm.cluster import is_active, job_state
 from slurm.plan import Plan, Run
 from slurm.restarts import read_json
@@ -43,7 +43,7 @@ def check_free(folder: Path) -> None:
             "another --run-dir"
         )
     if is_locked(folder):
-        raise InputError(f"--run-dir {folder} is being written by a run; end it, or choose another --run-dir")
+        raise InputError(refusal_by(folder, called="--run-dir"))
 
 
 def is_locked(folder: Path) -> bool:

@@ -29,7 +29,6 @@ LEAVE_SECONDS = 20.0  # for a failed process to end in order
 SIGNAL_SECONDS = 3.0  # for this process's own signal to come, after another process's
 LONGEST_GRACE = 120.0  # of use to a first process that hangs: srun waits so long, once the others have left
 UNMET_IN_A_ROW = 2  # restarts in which the processes do not meet, before the job ends
-PEER_REQUEUES_SECONDS = 5.0
 LOCAL_REQUEUE_CODE = 144  # what submitit's local controller takes as a wish to start again
 
 
@@ -81,7 +80,7 @@ class TrainingTask:
         except Exception as error:
             if stop.signal == signal.SIGUSR2 and is_broken_exchange(error) and not traces.failed_peers():
                 self._come_back(place, stop, "stopped on request in an exchange", [])
-            if isinstance(error, Unmet) and self._meet_again(place, traces, str(error)):
+            if isinstance(error, Unmet) and self._meet_again(place, stop, traces, str(error)):
                 sys.exit(0)
             traces.write(error)
             if is_input_error(error):
@@ -113,7 +112,7 @@ class TrainingTask:
         def last_words(line: str) -> None:
             print(f"error: {line}", flush=True)
             traces.write_where_it_is(line)
-            self._meet_again(place, traces, line)
+            self._meet_again(place, stop, traces, line)
 
         backend = self._backend(args.config_file, args.opts)
         join(place, backend, Path(self.run_dir), self.patience, last_words)
@@ -202,26 +201,30 @@ class TrainingTask:
                 f"{self.max_restarts}; {again}"
             )
         print(f"{said}: requeueing, restart {place.restart + 1} of {self.max_restarts}", flush=True)
-        requeued = requeue(place.job)
-        # The batch script goes on when all have left; those that hang are ended by srun, for a failure here.
-        hanging = threading.current_thread() is not threading.main_thread()
-        sys.exit(1 if hanging and not requeued else 0)
+        # A mere wish waits for the batch script, which goes on when all have left: srun ends those that hang
+        # after a failure alone. The script's own exit code hides it.
+        sys.exit(0 if requeue(place.job) else 1)
 
-    def _meet_again(self, place: "Place", traces: "Traces", line: str) -> bool:
-        """Have the job started again when its processes do not meet, and say so; whether this process did.
+    def _meet_again(self, place: "Place", stop: "StopRequest", traces: "Traces", line: str) -> bool:
+        """Whether the job starts again when its processes do not meet: the first one to say so requeues it.
 
         Not at a first start, where a setting is wrong rather than a node bad, nor for ever: UNMET_IN_A_ROW.
+        Nor when the job was cancelled, which may be seen in this process's signal or in Slurm's word alone.
         """
-        from slurm.ending import requeue
+        from slurm.ending import requeue, state_of
 
         before = traces.unmet_before()
         if place.cluster != "slurm" or not 0 < place.restart < self.max_restarts or before >= UNMET_IN_A_ROW:
             return False
-        if not traces.note_unmet(line):
-            time.sleep(PEER_REQUEUES_SECONDS)  # this one's end would have srun end that peer
+        if stop.signal == signal.SIGTERM or state_of(place.job, self.grace)[0] not in ("RUNNING", None):
             return False
-        print(f"{line}: requeueing, {before + 1} of {UNMET_IN_A_ROW} times in a row", flush=True)
-        requeue(place.job)
+        try:
+            if traces.note_unmet(line):
+                print(f"{line}: requeueing, {before + 1} of {UNMET_IN_A_ROW} times in a row", flush=True)
+                requeue(place.job)
+        except (OSError, RuntimeError) as problem:
+            print(f"error: {problem}", flush=True)
+            return False
         return True
 
     def _come_back_late(
@@ -240,17 +243,17 @@ class TrainingTask:
         if not leaving.acquire(blocking=False):
             return
         stop.signal = stop.signal or signal.SIGUSR2
-        code: Any = (
-            1  # also where the job is only wished for: srun then ends the others, and the script goes on
-        )
+        said = "hanging when it should stop"
+        code: Any = 1
         try:
-            self._come_back(place, stop, "hanging when it should stop", traces.failed_peers())
+            self._come_back(place, stop, said, traces.failed_peers())
         except SystemExit as left:
             code = left.code
         except Exception as error:
-            traces.write(error)
+            said = f"{said}: {error}"
             print(f"error: {error}", flush=True)
         finally:
+            traces.write_where_it_is(said)  # last: peers that see it take it for a failure
             empty(self.run_dir)
             os._exit(code)
 

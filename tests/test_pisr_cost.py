@@ -28,6 +28,13 @@ def test_the_pass_over_pixels_is_counted_as_by_hand(moments):
     assert multiply_adds(call, (features, maps, factor)) == (5 + 2 + 1 + (8 if moments else 0)) * 8 * 12
 
 
+def test_the_readme_shows_what_is_counted():
+    register_dataset()
+    lines = table(CONFIGS / "ade20k" / "maskformer_r50_pisr.yaml", 640, overrides=["DATASETS.TRAIN", "()"])
+    readme = (CONFIGS.parent / "README.md").read_text()
+    assert "\n".join(lines) in readme
+
+
 def test_table_has_a_row_for_each_part():
     register_dataset()
     small = overrides(PLAIN | {"DATASETS.TEST": (DATASET,)})

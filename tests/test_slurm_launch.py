@@ -1,6 +1,7 @@
 """From a command line to a plan and a script, without Slurm: nothing is asked, and nothing written."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -65,7 +66,7 @@ def test_the_command_of_the_readme_asks_for_one_job_of_four_gpus_on_one_node(tmp
         "--export=ALL",
     }
     assert flags <= set(srun.split())
-    assert lines[lines.index("# command") - 2] == f"cd {made.code}"  # whatever the set-up lines did
+    assert lines[lines.index("# command") - 3] == f"cd {made.code}"  # whatever the set-up lines did
     assert not (tmp_path / "run").exists()
 
 
@@ -181,6 +182,29 @@ def test_switches_and_flags_of_a_profile(tmp_path: Path) -> None:
     profile.write_text("slurm: {partition: gpu}\n")
     with pytest.raises(InputError, match="use --partition .in a profile: the key partition"):
         planned(*base)
+
+
+def test_the_script_grants_a_wish_whatever_the_set_up_lines_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run by bash, with an srun that fails."""
+    (profile := tmp_path / "site.yaml").write_text("setup: [set -eu]\n")
+    made = planned("--config", PISR, "--run-dir", str(tmp_path / "r"), "--profile", str(profile))
+    for name, line in (("srun", "exit 3"), ("scontrol", f'echo "$@" >> {tmp_path}/calls')):
+        (program := tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\n{line}\n")
+        program.chmod(0o755)
+    made.code.mkdir(parents=True)
+    made.logs.mkdir()
+    for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "RESTART_COUNT"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    for wish, code in ((True, 0), (False, 3)):
+        if wish:
+            (made.logs / "8_0_requeue").touch()
+        assert subprocess.run(["bash", "-c", made.sbatch_script()], timeout=30).returncode == code
+    assert (tmp_path / "calls").read_text() == "requeue 8\n"
 
 
 def test_an_early_signal_does_not_end_what_srun_starts(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,32 @@ def test_a_refused_job_leaves_the_former_ones_record(
     with pytest.raises(InputError, match="Slurm refuses the job: no such account"):
         submission.submit(planned(tmp_path / "run"), "slurm")
     assert (record.read_text() if record.exists() else None) == former
+
+
+def test_a_folder_that_a_run_writes_is_refused_with_its_holder(tmp_path: Path) -> None:
+    """Also where a server keeps the lock of a host that is gone."""
+    hold = (
+        "import sys, time\nfrom mask_former.training.run_lock import locked\n"
+        "with locked(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", hold, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert run.stdout and run.stdout.readline() == "held\n"
+        path = tmp_path / "run.lock"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "node9"}))
+        with pytest.raises(InputError) as refused:
+            submission.check_free(tmp_path)
+    finally:
+        run.kill()
+        run.communicate()
+    assert str(refused.value).startswith(
+        f"--run-dir {tmp_path} is being written by pid {run.pid} on host node9"
+    )
+    assert str(refused.value).endswith(
+        f"another --run-dir (if node9 is down for good, {path} may be removed)"
+    )
 
 
 def test_without_srun_it_is_told_in_one_line(

@@ -54,17 +54,23 @@ def test_the_task_survives_pickling_and_comes_back_as_itself() -> None:
 
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What Slurm says of the job's state; "requeued" collects the jobs that were requeued."""
-    says: dict[str, Any] = {"state": "RUNNING", "times": {}, "requeued": []}
+    """What Slurm says of the job's state; "requeued" collects the jobs that were requeued, or with "wished"
+    had that wished for.
+    """
+    says: dict[str, Any] = {"state": "RUNNING", "times": {}, "requeued": [], "wished": False}
 
     def ask(*command: str) -> str | None:
         job = {"JobId": "7", "JobState": says["state"], "PreemptTime": "None", "EndTime": "Unknown"}
         told = " ".join(f"{key}={value}" for key, value in {**job, **says["times"]}.items())
         return f"{told}\n" if says["state"] and "scontrol" in command else None
 
+    def requeue(job: str) -> bool:
+        says["requeued"].append(job)
+        return not says["wished"]
+
     monkeypatch.setattr("slurm.ending.ask", ask)
     monkeypatch.setattr("slurm.cluster.ask", ask)
-    monkeypatch.setattr("slurm.ending.requeue", says["requeued"].append)
+    monkeypatch.setattr("slurm.ending.requeue", requeue)
     monkeypatch.setattr(task_module, "SIGNAL_SECONDS", 0.2)
     return says
 
@@ -119,6 +125,15 @@ def test_sigterm_in_a_job_that_runs_on_is_a_killed_process_unless_slurm_ends_it(
     assert slurm["requeued"] == (["7"] if requeued else [])
     if not requeued:
         assert "a process of the job was killed (out of memory?); to go on, submit again" in str(left.value)
+
+
+def test_a_requeue_that_is_only_wished_for_has_srun_end_those_that_hang(slurm: dict[str, Any]) -> None:
+    slurm["wished"] = True
+    stop = StopRequest()
+    stop.receive(signal.SIGUSR2)
+    with pytest.raises(SystemExit) as left:
+        task()._come_back(place(), stop, "stopped", [])
+    assert left.value.code == 1 and slurm["requeued"] == ["7"]
 
 
 def test_sigterm_without_an_answer_of_slurm_is_no_success(slurm: dict[str, Any]) -> None:
@@ -179,6 +194,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "code").write_text("1")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr("slurm.ending.time.sleep", lambda seconds: None)
+    for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
     for name, value in {"JOB_ID": "8", "RESTART_COUNT": "2"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     return folder
@@ -207,10 +224,31 @@ def test_what_a_process_cannot_requeue_the_batch_script_does(
     assert batch_script(logs, "false") == 0
     assert (tmp_path / "calls").read_text() == "requeue 7\n" * 3 + "requeue 8\n"
     assert batch_script(logs, "false") == 1 and not list(logs.iterdir())  # once
+    assert ending.requeue("7") and not list(logs.iterdir())
+    (tmp_path / "calls").unlink()
+    ending.wish_file().touch()
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "8")  # the last task has the array's id
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    assert batch_script(logs, "false") == 0
+    assert (tmp_path / "calls").read_text() == "requeue 8_2\n"
 
     monkeypatch.setenv("PATH", "/nowhere")
     assert not ending.requeue("7") and ending.wish_file().exists()
     assert "there is no scontrol here; it is left to the batch script" in capfd.readouterr().out
+
+
+def test_the_wish_is_there_before_slurm_is_asked(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller may hang, and the process be ended meanwhile."""
+    monkeypatch.setenv("SUBMITIT_FOLDER", str(tmp_path))
+    monkeypatch.setattr(ending, "TRY_SECONDS", 0.3)
+    scontrol = (
+        f"#!/bin/sh\n[ -e {ending.wish_file()} ] && echo wished >> {tmp_path}/calls\nexec /bin/sleep 30\n"
+    )
+    (programs / "scontrol").write_text(scontrol)
+    assert not ending.requeue("7")
+    assert (tmp_path / "calls").read_text() == "wished\n" * 3
 
 
 def test_a_requeue_that_nobody_can_do_is_told(
@@ -235,21 +273,73 @@ def test_a_process_that_slurm_does_not_answer_says_so_at_its_start(
 def test_processes_that_do_not_meet_after_a_restart_are_given_two_more(
     slurm: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At a first start none; the first process to fail requeues, another one leaves it time for that."""
-    waited: list[float] = []
-    monkeypatch.setattr(task_module.time, "sleep", waited.append)
+    """At a first start none; the first process to fail requeues, another one leaves in order, too."""
 
     def again(restart: int, rank: int = 0, most: int = 9) -> bool:
         where = place(rank, restart)
         made = task(max_restarts=most)
-        return made._meet_again(where, Traces(tmp_path, where), "rank 1 on node2 did not come")
+        return made._meet_again(where, stop, Traces(tmp_path, where), "rank 1 on node2 did not come")
 
+    stop = StopRequest()
     assert not again(0)
-    assert again(1) and not again(1, rank=1) and waited == [task_module.PEER_REQUEUES_SECONDS]
+    assert again(1) and slurm["requeued"] == ["7"]
+    assert again(1, rank=1) and slurm["requeued"] == ["7"]
     assert "rank 1 on node2 did not come: requeueing, 1 of 2 times in a row" in capsys.readouterr().out
     assert again(2, rank=1) and not again(3)
     assert again(5) and not again(6, most=6)  # restart 4 went well
     assert slurm["requeued"] == ["7"] * 3
+    for state in ("CANCELLED", "PENDING"):
+        slurm["state"] = state
+        assert not again(8)
+    slurm["state"] = None  # no answer, as in a container
+    assert again(8) and slurm["requeued"] == ["7"] * 4
+    stop.receive(signal.SIGTERM)
+    assert not again(10)
+    assert not Traces(tmp_path, place(restart=10)).path.with_name("unmet_restart_10.txt").exists()
+
+
+def test_a_problem_while_the_job_is_requeued_is_told_and_fails_the_start(
+    slurm: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(job: str) -> bool:
+        raise RuntimeError("do it by hand")
+
+    monkeypatch.setattr("slurm.ending.requeue", refuse)
+    where = place(restart=1)
+    assert not task()._meet_again(where, StopRequest(), Traces(tmp_path, where), "rank 1 did not come")
+    (tmp_path / "file").touch()  # no folder for traces there
+    assert not task()._meet_again(
+        where, StopRequest(), Traces(tmp_path / "file", where), "rank 1 did not come"
+    )
+    assert [line[:19] for line in capsys.readouterr().out.splitlines() if line.startswith("error")] == [
+        "error: do it by han",
+        "error: [Errno 20] N",
+    ]
+
+
+def test_a_process_that_hangs_at_the_meeting_has_the_job_requeued(
+    slurm: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its last words: it is ended right after them."""
+
+    def hang(place: Place, backend: str, folder: Path, patience: float, last_words: Any) -> None:
+        last_words("rank 1 on node2 is missing")
+        raise Unmet("ended here")
+
+    monkeypatch.setattr("slurm.rendezvous.join", hang)
+    (tmp_path / "launch.json").write_text(json.dumps({"token": "abc"}))
+    monkeypatch.chdir(tmp_path)
+    made = task(
+        str(tmp_path),
+        config=str(ROOT / "configs/toy/maskformer_tiny.yaml"),
+        overrides=("MODEL.DEVICE", "cpu"),
+        working_directory=str(tmp_path),
+    )
+    where = place(restart=1)
+    with pytest.raises(Unmet, match="ended here"):
+        made._train(where, StopRequest(), Traces(tmp_path, where))
+    assert slurm["requeued"] == ["7"]
+    assert "rank 1 on node2 is missing; it was here" in Traces(tmp_path, where).path.read_text()
 
 
 def test_a_start_without_a_meeting_ends_the_process_in_order(
@@ -349,6 +439,7 @@ time.sleep(2.5)"""
 # Imports once, then forks a process for each {job: [what it does, restart]}, which reports to a file.
 LEAVES = """
 import ctypes, json, os, sys, time
+from mask_former.training.run_lock import locked
 from slurm import place, task
 from slurm.place import Place
 from tests.test_slurm_task import task as make
@@ -361,7 +452,10 @@ def process(folder, job, does, restart):
         print(os.getpid(), flush=True)
         exec(does, globals() | locals())
     task.TrainingTask._train = train
-    make(folder, grace=4.0)()
+    run = f"{folder}/{job} run"
+    lock = locked(run)
+    lock.__enter__()
+    make(run, grace=4.0)()
 
 children = []
 for job, (does, restart) in json.loads(sys.argv[2]).items():
@@ -408,5 +502,9 @@ def test_a_first_process_that_hangs_is_requeued_too(tmp_path: Path) -> None:
     assert "hanging when it should stop (SIGUSR2): requeueing, restart 2 of 2\n" in said["hangs"]
     assert "not requeued: restart 2 was the last of --max-restarts 2" in said["bounded"]
     assert said["leaves"].count("\n") == 1
+    for job in cases:  # it says that it writes no more
+        assert (tmp_path / f"{job} run/run.lock").read_text() == ""
+    (trace,) = (tmp_path / "hangs run/traces/hangs").iterdir()
+    assert "hanging when it should stop; it was here:" in (text := trace.read_text()) and " in train" in text
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [line for line in calls if line.startswith("requeue")] == ["requeue hangs"]

@@ -25,7 +25,8 @@ LOCK_FILE = "run.lock"
 NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 POLL_SECONDS = 0.2
 LONGEST_TEXT = 2**16  # of a lock file
-SILENCE_SECONDS = 60.0  # for an old copy elsewhere, from which a network file system may hide a new lease
+# For an old copy elsewhere: longer than a network file system hides a new lease from it (60 s mostly).
+SILENCE_SECONDS = 75.0
 _held: dict[str, int] = {}  # folder -> process that holds it; a forked child finds its parent's entries here
 _handles: dict[str, int] = {}  # folder -> descriptor of its locked lock file
 _held_guard = threading.Lock()
@@ -83,19 +84,17 @@ def empty(folder: str | Path) -> None:
             os.ftruncate(handle, 0)
 
 
-def refusal(folder: Path, holder: str) -> str:
-    return (
-        f"OUTPUT_DIR {folder} is being written by {holder}; "
-        "wait for it, stop it, or choose another OUTPUT_DIR"
-    )
+def refusal(folder: Path, holder: str, called: str = "OUTPUT_DIR") -> str:
+    """`called`: what the folder is to whoever reads the line."""
+    return f"{called} {folder} is being written by {holder}; wait for it, stop it, or choose another {called}"
 
 
-def _refusal_by(folder: Path) -> str:
+def refusal_by(folder: Path, called: str = "OUTPUT_DIR") -> str:
     """By whom the lock file names; a network's lock may outlive a host that is down."""
     path = folder / LOCK_FILE
     host = _named(path).get("host")
     down = f" (if {host} is down for good, {path} may be removed)"
-    return refusal(folder, _holder(path)) + (down if host and host != socket.gethostname() else "")
+    return refusal(folder, _holder(path), called) + (down if host and host != socket.gethostname() else "")
 
 
 def cannot_write(folder: Path, error: OSError) -> str:
@@ -126,7 +125,7 @@ def _open_locked(
                     return handle
             elif time.monotonic() >= deadline:
                 if may_break is None or not may_break(_named(path)):
-                    raise InputError(_refusal_by(folder))
+                    raise InputError(refusal_by(folder))
                 logger.warning("%s is taken from %s, which has not let go of it", path, _holder(path))
                 path.unlink(missing_ok=True)  # its lock is one on a file without a name now
             elif not waiting:
@@ -161,6 +160,7 @@ def _wait_for_silence(handle: int, path: Path, is_old: Callable[[dict[str, Any]]
             )
             waiting = True
         time.sleep(POLL_SECONDS)
+    logger.warning("%s: going on all the same; that one was killed, most likely", path)
 
 
 def _open(path: Path) -> int:

@@ -162,9 +162,8 @@ def test_a_rank_that_raises_ends_the_job_with_every_trace(shop: Workplace, crowd
     job = shop.wait_for_state(job_of(run), "FAILED", "COMPLETED", "NODE_FAIL")
     assert job["JobState"] == "FAILED" and job["Restarts"] == "0"
     raised, other = (run / f"traces/{job_of(run)}/rank_{rank}_restart_0.txt" for rank in (1, 0))
-    assert (
-        datetime.fromisoformat(job["EndTime"]).timestamp() - raised.stat().st_mtime < 60
-    )  # others start meanwhile
+    # Other jobs start meanwhile.
+    assert datetime.fromisoformat(job["EndTime"]).timestamp() - raised.stat().st_mtime < 25
     assert "ValueError: rank 1 breaks" in raised.read_text()
     assert "on_step" not in other.read_text() and "trainer.py" in other.read_text()
 
@@ -265,8 +264,8 @@ def test_a_node_is_given_up_while_the_old_copy_still_writes(
 def test_a_sweep_of_two_configs_and_two_seeds_is_completed_by_the_same_command(
     shop: Workplace, tmp_path: Path
 ) -> None:
-    """One of the four is killed; submitted again, the sweep runs that one alone. Another one is warned: it
-    comes back alone, though its processes have no scontrol, as in a container.
+    """One of the four is killed; submitted again, the sweep runs that one alone. The first and the last one
+    are warned: they come back alone, though their processes have no scontrol, as in a container.
     """
     root = tmp_path / "sweep"
     names = ("maskformer_tiny", "maskformer_tiny_pisr")
@@ -282,18 +281,21 @@ def test_a_sweep_of_two_configs_and_two_seeds_is_completed_by_the_same_command(
     assert [job_of(folder) for folder in folders] == [f"{array}_{number}" for number in range(4)]
     shop.wait_for_rows(folders[0], 1)
     shop.cluster.run("scancel", "--signal=USR2", f"{array}_0")
-    shop.wait_for_state(f"{array}_3", "RUNNING")
-    shop.cluster.run("scancel", "--signal=KILL", f"{array}_3")
+    shop.cluster.run("scancel", "--signal=KILL", f"{array}_2")
+    shop.wait_for_rows(folders[3], 1)
+    assert shop.cluster.job(f"{array}_3")["JobId"] == array  # to Slurm, that id alone is the whole array
+    shop.cluster.run("scancel", "--signal=USR2", f"{array}_3")
     wait_until(lambda: not shop.cluster.run("squeue", "-h", "-j", array).strip(), 120)
-    assert [(folder / "finished.json").exists() for folder in folders] == [True, True, True, False]
-    said = log(folders[0])
-    assert said.count("warning: Slurm does not answer here") == 2  # at each start
-    assert "there is no scontrol here; it is left to the batch script" in said
-    assert [len(starts(folder)) for folder in folders[:3]] == [2, 1, 1]
-    assert starts(folders[0])[1]["start_iteration"] > 0
+    assert [(folder / "finished.json").exists() for folder in folders] == [True, True, False, True]
+    for folder in (folders[0], folders[3]):
+        said = log(folder)
+        assert said.count("warning: Slurm does not answer here") == 2  # at each start
+        assert "there is no scontrol here; it is left to the batch script" in said
+        assert starts(folder)[1]["start_iteration"] > 0
+    assert [len(starts(folders[number])) for number in (0, 1, 3)] == [2, 1, 2]
     again = shop.submit(root, *sweep, **tiny)
     assert again.count("finished: ") == 3
-    shop.wait_for_state(job_of(folders[3]), "COMPLETED", "FAILED")
+    shop.wait_for_state(job_of(folders[2]), "COMPLETED", "FAILED")
     assert all((folder / "finished.json").exists() for folder in folders)
     assert [starts(folder)[-1]["seed"] for folder in folders] == [0, 5, 0, 5]
     assert "nothing to submit" in shop.submit(root, *sweep, **tiny)
