@@ -25,7 +25,7 @@ from mask_former.errors import run_cli
 from mask_former.inference import panoptic_inference, semantic_inference, semantic_inference_then_resize
 from mask_former.resizing import Resizing
 from tools.benchmarks import plain_inference as plain
-from tools.benchmarks.measure import MIB, Report, benchmark_parser, compare
+from tools.benchmarks.measure import SIDE_BY_SIDE, Report, benchmark_parser, compare, side_by_side
 from tools.benchmarks.peer import INSTALL, peer_panoptic
 
 QUERIES, CLASSES, THINGS = 100, 150, range(50, 150)
@@ -37,7 +37,7 @@ SIZES = [ADE20K, ((640, 853), (640, 853)), ((1024, 1365), (640, 853))]
 KEPT = [10, 20, 40, 100]
 GROWING = {"queries": [50, 100, 300], "classes": [20, 150, 850]}
 COLUMNS = ("result", "queries", "kept", "classes", "image")
-MEASURED = ("plain s", "ours s", "faster", "plain MiB", "ours MiB", "smaller", "same")
+MEASURED = (*SIDE_BY_SIDE, "same")
 
 
 def resizing_of(size: tuple[int, int], image: tuple[int, int], divisor: int = 32) -> Resizing:
@@ -120,22 +120,7 @@ def add_row(
     same: bool,
 ) -> None:
     """Measure both ways by turns."""
-    found = compare(
-        {"plain": defined, "ours": ours},
-        device=options.device,
-        repeats=options.repeats,
-        cpu_time=options.cpu_time,
-    )
-    slow, fast = found["plain"], found["ours"]
-    cells = {
-        "plain s": slow.seconds,
-        "ours s": fast.seconds,
-        "faster": slow.seconds / fast.seconds,
-        "plain MiB": slow.peak_bytes / MIB,
-        "ours MiB": fast.peak_bytes / MIB,
-        "smaller": slow.peak_bytes / fast.peak_bytes,
-        "same": same,
-    }
+    cells = side_by_side(defined, ours, options) | {"same": same}
     report.add(**case | {"image": "×".join(map(str, case["image"][0]))}, **cells)
 
 
@@ -171,7 +156,6 @@ def peer_row(report: Report, options: Namespace, **case: Any) -> bool:
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
     parser = benchmark_parser(__doc__)
-    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall-clock")
     options = parser.parse_args(arguments)
     sizes, kept_numbers, growing = SIZES, KEPT, GROWING
     if options.quick:

@@ -6,7 +6,7 @@
 Four tables: the mappers in one process; where their time goes; the same behind a loader with workers; what
 grows with the size of the image and the number of its segments. Augmentation is that of the configuration.
 Images are made in a temporary folder: JPEGs of the size and entropy of ADE20K's, labels of ragged segments.
-On a busy machine --processor-time counts the time of this process alone, except with workers.
+On a busy machine --cpu-time counts the time of this process alone, except with workers.
 """
 
 import sys
@@ -138,7 +138,7 @@ def images_per_second(
 
 def compare_mappers(ways: Mapping[str, Mapper], records: Records, options: Any) -> Report:
     report = Report("loader_mappers", ["mapper", "images/s", "ms an image", "against plain", "MiB a sample"])
-    speeds = images_per_second(ways, records, options.rounds, options.repeats, options.processor_time)
+    speeds = images_per_second(ways, records, options.rounds, options.repeats, options.cpu_time)
     for name, speed in speeds.items():
         size = sample_bytes(map_all(ways[name], records, 1)) / MIB
         cells = {"images/s": speed, "ms an image": 1000 / speed, "against plain": speed / speeds["plain"]}
@@ -148,7 +148,7 @@ def compare_mappers(ways: Mapping[str, Mapper], records: Records, options: Any) 
 
 def compare_stages(ways: Mapping[str, Any], records: Records, options: Any) -> Report:
     """Milliseconds an image of every stage."""
-    clock = time.process_time if options.processor_time else time.perf_counter
+    clock = time.process_time if options.cpu_time else time.perf_counter
     report = Report("loader_stages", ["mapper", "stage", "ms an image"])
     runs = {
         "plain": ways["plain"],
@@ -216,7 +216,7 @@ def growth(ways: Mapping[str, Mapper], folder: Path, options: Any) -> Report:
     for number, (size, segments) in enumerate(shapes):
         records = make_records(folder / str(number), 2, size, segments)
         two = {name: ways[name] for name in ("plain", "ours")}
-        speeds = images_per_second(two, records, options.rounds, options.repeats, options.processor_time)
+        speeds = images_per_second(two, records, options.rounds, options.repeats, options.cpu_time)
         report.add(
             **{"image": f"{size[1]}×{size[0]}", "segments": segments}
             | {f"{name} ms": 1000 / speed for name, speed in speeds.items()}
@@ -231,7 +231,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help=f"folder with a prepared {FOLDER}")
     parser.add_argument("--images", type=int, default=8, help="how many (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--processor-time", action="store_true", help="not the wall clock, but in the loader")
     options = parser.parse_args(arguments)
     if options.images < 1:
         raise InputError(f"--images {options.images}: at least one image is needed")

@@ -75,6 +75,25 @@ def compare(
     }
 
 
+SIDE_BY_SIDE = ("plain s", "ours s", "faster", "plain MiB", "ours MiB", "memory")
+
+
+def side_by_side(
+    plain: Callable[[], Any], ours: Callable[[], Any], options: argparse.Namespace
+) -> dict[str, float]:
+    """Cells of the columns SIDE_BY_SIDE, measured as the flags of `benchmark_parser` say."""
+    found = compare(
+        {"plain": plain, "ours": ours},
+        device=options.device,
+        repeats=options.repeats,
+        cpu_time=options.cpu_time,
+    )
+    slow, fast = found["plain"], found["ours"]
+    times = (slow.seconds, fast.seconds, slow.seconds / fast.seconds)
+    memory = (slow.peak_bytes / MIB, fast.peak_bytes / MIB, fast.peak_bytes / slow.peak_bytes)
+    return dict(zip(SIDE_BY_SIDE, times + memory, strict=True))
+
+
 def seconds_of(
     function: Callable[[], Any], device: str | torch.device = "cpu", cpu_time: bool = False
 ) -> float:
@@ -202,6 +221,9 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--device", default=gpu, help="cpu or cuda (default: %(default)s)")
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed calls of each way (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="processor time of this process, all threads, on a busy CPU"
     )
     parser.add_argument("--output", type=Path, help="folder for NAME.json")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: seconds")

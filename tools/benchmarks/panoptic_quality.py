@@ -110,7 +110,6 @@ def in_processes(scenes: list[Scene], processes: int) -> float:
 def main(arguments: list[str] | None = None) -> None:
     parser = benchmark_parser(__doc__)
     parser.add_argument("--images", type=int, default=10, help="of each size (default: %(default)s)")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall-clock")
     options = parser.parse_args(arguments)
     try:
         import panopticapi  # noqa: F401

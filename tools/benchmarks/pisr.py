@@ -167,7 +167,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1, help="images (default: %(default)s)")
     parser.add_argument("--amp", choices=("none", "bfloat16", "float16"), default="none")
     parser.add_argument("--depth", type=int, default=50, help="of the base's ResNet (default: %(default)s)")
-    parser.add_argument("--cpu-time", action="store_true", help="measure this process's processor time")
     options = parser.parse_args(arguments)
     sizes = Sizes(side=options.size, batch=options.batch)
     if options.quick:

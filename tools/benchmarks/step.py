@@ -198,7 +198,6 @@ def main(arguments: list[str] | None = None) -> None:
         help="SOLVER.AMP.CHANNELS_LAST, for this project's",
     )
     parser.add_argument("--no-plain", action="store_true", help="without the plain forms")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall-clock")
     parser.add_argument("--fits", type=int, nargs="+", metavar="GB", help="the largest batches instead")
     options = parser.parse_args(arguments)
     if options.quick:

@@ -19,6 +19,7 @@ import yaml
 from mask_former.errors import InputError
 from mask_former.evaluation.metrics_file import write_json
 from mask_former.training.run_folder import RUN_FILE
+from slurm.restarts import read_json, rows_of
 from tools._path import ROOT
 from tools.evidence.probe import PROBE_FILE
 
@@ -74,7 +75,7 @@ def read_run(folder: Path) -> Result | str:
     if not metrics:
         return "its evaluation has no metric of the tables"
     row, seed = row_and_seed(folder)
-    start = ([{}] + list(_json(folder / RUN_FILE).get("starts", [])))[-1]
+    start = ([{}] + list(read_json(folder / RUN_FILE).get("starts", [])))[-1]
     return Result(
         row=row,
         seed=int(start.get("seed") or 0) if seed is None else seed,
@@ -88,24 +89,8 @@ def read_run(folder: Path) -> Result | str:
 
 def metric_rows(file: Path) -> list[dict[str, Any]]:
     """The whole rows of a metrics.json, which a run may be writing; none without the file."""
-    rows = []
-    for line in file.read_bytes().splitlines() if file.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-            rows.append(row)
-    return rows
-
-
-def _json(file: Path) -> dict[str, Any]:
-    """A JSON file's object; empty when it is missing or damaged."""
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    rows = rows_of(file.read_bytes()) if file.is_file() else []
+    return [row for row in rows if isinstance(row.get("iteration"), int)]
 
 
 def _max_iter(config: Path) -> int:
@@ -134,7 +119,7 @@ def _is_finite(value: Any) -> bool:
 
 def _stages(file: Path) -> dict[str, dict[str, float]]:
     """Empty for a model that is not probed, or not yet."""
-    return {stage: columns_of(flat) for stage, flat in _json(file).items() if stage != "final"}
+    return {stage: columns_of(flat) for stage, flat in read_json(file).items() if stage != "final"}
 
 
 def _residuals(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
@@ -154,7 +139,7 @@ def _made(folder: Path, start: Mapping[str, Any]) -> dict[str, Any]:
     """What the tables tell of how the run came about; no path and no host's name."""
     git = start.get("git") or {}
     gpus = start.get("gpus") or []
-    launch = _json(folder / LAUNCH_FILE)
+    launch = read_json(folder / LAUNCH_FILE)
     words = shlex.split(str(start.get("command", "")))
     if launch.get("config"):  # a job's own command says nothing: it unpacks what launch.json tells
         words = ["tools/train_net.py", "--config-file", launch["config"], *launch.get("overrides", [])]
