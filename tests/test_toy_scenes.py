@@ -10,6 +10,7 @@ from scipy.stats import ks_2samp
 from mask_former.data.toy_scenes import (
     AMBIGUOUS_PAIRS,
     CATEGORIES,
+    DISC_LOOKS,
     Scene,
     Segment,
     render_scene,
@@ -26,9 +27,9 @@ NAMES = {category["id"]: category["name"] for category in CATEGORIES}
 IDS = {category["name"]: category["id"] for category in CATEGORIES}
 
 
-@pytest.fixture(scope="module")
-def scenes() -> list[Scene]:
-    return [render_scene(5, "train", index, SIZE) for index in range(240)]
+@pytest.fixture(scope="module", params=DISC_LOOKS)
+def scenes(request) -> list[Scene]:
+    return [render_scene(5, "train", index, SIZE, request.param) for index in range(240)]
 
 
 def named(scene: Scene, *names: str) -> list[Segment]:
@@ -51,19 +52,26 @@ def hulls_with_crops(scenes: list[Scene], name: str) -> list[tuple[Scene, Segmen
     return found
 
 
-def test_a_scene_depends_on_its_four_arguments_alone():
+def test_a_scene_depends_on_its_arguments_alone():
     scene, again = render_scene(1, "train", 4, 64), render_scene(1, "train", 4, 64)
     assert scene.image.dtype == np.uint8 and scene.image.shape == (64, 64, 3)
     assert scene.ids.dtype == np.int32 and scene.ids.shape == (64, 64)
     np.testing.assert_array_equal(scene.image, again.image)
     np.testing.assert_array_equal(scene.ids, again.ids)
     assert scene.segments == again.segments
-    for other in ((2, "train", 4, 64), (1, "val", 4, 64), (1, "train", 5, 64)):
+    for other in ((2, "train", 4, 64), (1, "val", 4, 64), (1, "train", 5, 64), (1, "train", 4, 64, "plain")):
         assert (render_scene(*other).image != scene.image).mean() > 0.5
 
 
 @pytest.mark.parametrize(
-    "arguments", [(0, "test", 0, 96), (-1, "val", 0, 96), (0, "val", -1, 96), (0, "val", 0, 63)]
+    "arguments",
+    [
+        (0, "test", 0, 96),
+        (-1, "val", 0, 96),
+        (0, "val", -1, 96),
+        (0, "val", 0, 63),
+        (0, "val", 0, 96, "round"),
+    ],
 )
 def test_impossible_scenes_are_refused(arguments):
     with pytest.raises(InputError, match="toy scenes: .*use"):

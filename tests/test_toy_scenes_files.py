@@ -104,6 +104,18 @@ def test_the_same_again_does_nothing(written, caplog, capsys):
     assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
 
 
+def test_a_folder_that_does_not_say_its_discs_has_marked_ones(tmp_path):
+    usual = {"output": tmp_path / "toy", "num_train": 2, "num_val": 1, "size": 64, "seed": 0}
+    write_toy_scenes(**usual)
+    receipt = tmp_path / "toy" / "toy_scenes.json"
+    said = json.loads(receipt.read_text())
+    assert said.pop("discs") == "marked"
+    receipt.write_text(json.dumps(said))
+    assert not write_toy_scenes(**usual)
+    with pytest.raises(InputError, match="rendered with .*'marked'.* not .*'plain'"):
+        write_toy_scenes(**usual, discs="plain")
+
+
 def test_foreign_and_damaged_folders_are_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
@@ -125,7 +137,8 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"num_train": -1}, {"num_val": 10**7}, {"size": 32}, {"seed": -1}, {"workers": 0}]
+    "arguments",
+    [{"num_train": -1}, {"num_val": 10**7}, {"size": 32}, {"seed": -1}, {"workers": 0}, {"discs": "round"}],
 )
 def test_arguments_out_of_range_are_refused(tmp_path, arguments):
     usual = {"num_train": 1, "num_val": 1, "size": 64, "seed": 0, "workers": 1}

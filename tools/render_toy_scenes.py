@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import _path  # noqa: F401
-from mask_former.data.toy_scenes import write_toy_scenes
+from mask_former.data.toy_scenes import DISC_LOOKS, write_toy_scenes
 from mask_former.errors import run_cli
 
 
@@ -30,6 +30,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="side in pixels (default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="another seed, other scenes (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--discs",
+        choices=sorted(DISC_LOOKS),
+        default="marked",
+        help="plain: larger, of four colours, easier to tell (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes; the images stay the same")
     return parser.parse_args(arguments)
@@ -46,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
             size=options.size,
             seed=options.seed,
             workers=options.workers,
+            discs=options.discs,
             on_image=bar.update,
         )
     if not rendered:

@@ -15,11 +15,13 @@ writer.py     COCO panoptic files: `write_toy_scenes`
 from mask_former.data.toy_scenes.classes import AMBIGUOUS_PAIRS, CATEGORIES, AmbiguousPair
 from mask_former.data.toy_scenes.scene import Scene, Segment, render_scene
 from mask_former.data.toy_scenes.sprites import Look
+from mask_former.data.toy_scenes.story import DISC_LOOKS
 from mask_former.data.toy_scenes.writer import write_toy_scenes
 
 __all__ = [
     "AMBIGUOUS_PAIRS",
     "CATEGORIES",
+    "DISC_LOOKS",
     "AmbiguousPair",
     "Look",
     "Scene",

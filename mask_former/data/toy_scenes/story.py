@@ -4,6 +4,7 @@ A scene whose things do not fit is arranged again with the same story, so the od
 whatever their number and looks, a hull is a boat or a cart, and a disc a ball or a wheel, with odds of 1:1.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,22 @@ TWIN_PAIR_ODDS: dict[int, list[float]] = {
 LANDMARK_COUNTS = (2, 6)
 CROWD_ODDS = 0.05
 HULL_LENGTHS = (0.15, 0.24)
-DISC_DIAMETERS = (0.10, 0.15)
-DISC_HUES = range(0, 360, 60)
+
+
+@dataclass(frozen=True)
+class DiscLooks:
+    """What discs may look like: `hues` in degrees, `patterns` of DISC_MARKS, `diameters` times the side."""
+
+    hues: Sequence[int]
+    patterns: Sequence[str]
+    diameters: tuple[float, float]
+
+
+# Twins among "plain" discs, larger and of four colours, are learnt by small networks; "marked" ones hardly.
+DISC_LOOKS = {
+    "marked": DiscLooks(hues=range(0, 360, 60), patterns=tuple(DISC_MARKS), diameters=(0.10, 0.15)),
+    "plain": DiscLooks(hues=range(0, 360, 90), patterns=("plain",), diameters=(0.14, 0.19)),
+}
 
 
 @dataclass(frozen=True)
@@ -39,15 +54,15 @@ class Story:
     grass: bool
 
 
-def draw_story(rng: np.random.Generator, size: int) -> Story:
-    """Draw what a scene of `size` pixels holds."""
+def draw_story(rng: np.random.Generator, size: int, discs: str) -> Story:
+    """Draw what a scene of `size` pixels holds; `discs`: of DISC_LOOKS."""
     upper = rng.choice(["sky", "wall", "both"], p=[0.3, 0.15, 0.55])
     return Story(
         hulls=[
             (str(rng.choice(["boat", "cart"])), _hull_look(rng, size))
             for _ in range(_draw(rng, HULL_COUNT_ODDS))
         ],
-        discs=_draw_discs(rng, size),
+        discs=_draw_discs(rng, size, DISC_LOOKS[discs]),
         landmarks=_draw_landmarks(rng),
         sky=upper != "wall",
         wall=upper != "sky",
@@ -70,15 +85,15 @@ def _hull_look(rng: np.random.Generator, size: int) -> Look:
     return Look(colour, str(rng.choice(list(HULL_DECKS))), size * rng.uniform(*HULL_LENGTHS))
 
 
-def _draw_discs(rng: np.random.Generator, size: int) -> list[tuple[str, Look]]:
+def _draw_discs(rng: np.random.Generator, size: int, looks: DiscLooks) -> list[tuple[str, Look]]:
     """Discs in random order. Looks that are not equal differ clearly: in pattern, or in hue by 40 degrees."""
     count = _draw(rng, DISC_COUNT_ODDS)
     pairs = int(rng.choice(len(TWIN_PAIR_ODDS[count]), p=TWIN_PAIR_ODDS[count]))
-    kinds = [(hue, pattern) for hue in DISC_HUES for pattern in DISC_MARKS]
+    kinds = [(hue, pattern) for hue in looks.hues for pattern in looks.patterns]
     discs: list[tuple[str, Look]] = []
     for number, kind in enumerate(rng.permutation(len(kinds))[: count - pairs]):
         hue, pattern = kinds[kind]
         colour = hsv(hue + rng.uniform(-10, 10), rng.uniform(0.65, 0.9), rng.uniform(0.6, 0.95))
-        look = Look(colour, pattern, size * rng.uniform(*DISC_DIAMETERS))
+        look = Look(colour, pattern, size * rng.uniform(*looks.diameters))
         discs += [("wheel", look)] * 2 if number < pairs else [("ball", look)]
     return [discs[i] for i in rng.permutation(len(discs))]

@@ -25,6 +25,7 @@ import cv2
 from mask_former.data.id_map import write_id_map
 from mask_former.data.toy_scenes.classes import AMBIGUOUS_PAIRS, CATEGORIES
 from mask_former.data.toy_scenes.scene import MIN_SIZE, SPLITS, Scene, render_scene
+from mask_former.data.toy_scenes.story import DISC_LOOKS
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -49,24 +50,26 @@ def write_toy_scenes(
     size: int,
     seed: int,
     workers: int = 1,
+    discs: str = "marked",
     on_image: Callable[[], object] | None = None,
 ) -> bool:
     """Render the data set into `output`; False when it is there already, True when it was rendered now.
 
-    workers: processes; neither they nor the number of images change an image. on_image: called after each.
+    workers: processes; neither they nor the number of images change an image. discs: of DISC_LOOKS.
+    on_image: called after each.
     Raises InputError when `output` holds something else, and for arguments out of range.
     """
     output = Path(output)
     counts = dict(zip(SPLITS, (num_train, num_val), strict=True))
-    _check_arguments(counts, size, seed, workers)
-    receipt = {"version": VERSION, **counts, "size": size, "seed": seed}
+    _check_arguments(counts, size, seed, workers, discs)
+    receipt = {"version": VERSION, **counts, "size": size, "seed": seed, "discs": discs}
     if _is_there(output, receipt):
         return False
     with _staging_folder(output) as staging:
         for split, count in counts.items():
             for folder in _folders(staging, split):
                 folder.mkdir(parents=True)
-            work = partial(_write_scene, staging, seed, split, size)
+            work = partial(_write_scene, staging, seed, split, size, discs)
             entries = []
             for entry in _map(work, count, workers):
                 entries.append(entry)
@@ -79,7 +82,7 @@ def write_toy_scenes(
     return True
 
 
-def _check_arguments(counts: dict[str, int], size: int, seed: int, workers: int) -> None:
+def _check_arguments(counts: dict[str, int], size: int, seed: int, workers: int, discs: str) -> None:
     for split, count in counts.items():
         if not 0 <= count <= MAX_IMAGES:
             raise InputError(f"toy scenes: {count} images for {split}; use 0 to {MAX_IMAGES}")
@@ -89,6 +92,8 @@ def _check_arguments(counts: dict[str, int], size: int, seed: int, workers: int)
         raise InputError(f"toy scenes: seed {seed}; use 0 or more")
     if workers < 1:
         raise InputError(f"toy scenes: {workers} workers; use at least 1")
+    if discs not in DISC_LOOKS:
+        raise InputError(f"toy scenes: unknown discs {discs!r}; use one of {', '.join(DISC_LOOKS)}")
 
 
 def _folders(root: Path, split: str) -> tuple[Path, Path]:
@@ -104,8 +109,8 @@ def _is_there(output: Path, receipt: dict) -> bool:
         return False
     mend = "choose another folder, or delete this one to render again"
     try:
-        found = json.loads((output / RECEIPT).read_text())
-    except (OSError, ValueError) as error:
+        found = {"discs": "marked"} | json.loads((output / RECEIPT).read_text())  # older ones do not say
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{output}: is there but was not written by this tool; choose another folder"
         ) from error
@@ -155,9 +160,9 @@ def _map(work: Callable[[int], dict], count: int, workers: int) -> Iterator[dict
         yield from pool.map(work, range(count), chunksize=max(1, min(16, count // workers)))
 
 
-def _write_scene(root: Path, seed: int, split: str, size: int, index: int) -> dict:
+def _write_scene(root: Path, seed: int, split: str, size: int, discs: str, index: int) -> dict:
     """Write image and PNG of one scene; its entries for the JSON files."""
-    scene = render_scene(seed, split, index, size)
+    scene = render_scene(seed, split, index, size, discs)
     images, pngs = _folders(root, split)
     image_id = SPLITS.index(split) * MAX_IMAGES + index + 1
     name = f"{image_id:012d}"
