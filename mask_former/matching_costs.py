@@ -8,6 +8,7 @@ Shapes: L predictions · B images · Q queries · C classes without "no object" 
 size of the predicted masks · Hp Wp size of the ground truth · R queries at a time · P = H·W pixels.
 """
 
+import math
 from collections.abc import Sequence
 from typing import TypedDict
 
@@ -19,7 +20,7 @@ from mask_former.losses import DICE_SMOOTH, FOCAL_ALPHA, FOCAL_GAMMA
 from mask_former.predictor import Prediction
 
 # Four tensors of this many numbers live at a time.
-PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**23}
+PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**23}
 TARGETS_AT_ONCE = 128  # resized masks, in float32: what they take is bounded too
 
 
@@ -66,33 +67,41 @@ def matching_costs(
         for image, (cost, target) in enumerate(zip(of_images, targets, strict=True)):
             cost.sub_(probability[image].index_select(1, target["labels"]), alpha=class_weight)
     size = predictions[0]["pred_masks"].shape[-2:]
+    work = workspace(predictions)
     for image, target in enumerate(targets):
         for start in range(0, len(target["labels"]), TARGETS_AT_ONCE):
             part = slice(start, start + TARGETS_AT_ONCE)
-            truth = resize_nearest(target["masks"][part], size).flatten(1)
+            truth = resize_nearest(target["masks"][part], size).flatten(1).T.contiguous()
             for prediction, of_images in zip(predictions, views, strict=True):
                 logits = prediction["pred_masks"][image].flatten(1)
-                add_mask_costs(logits, truth, of_images[image][:, part], mask_weight, dice_weight)
+                add_mask_costs(logits, truth, of_images[image][:, part], mask_weight, dice_weight, work)
     return costs
 
 
+def workspace(predictions: Sequence[Prediction]) -> Tensor:
+    """4×R×P numbers to compute in, for a whole step: a CPU takes long to hand out new memory."""
+    masks = [prediction["pred_masks"] for prediction in predictions]
+    pixels, queries = masks[0].shape[-2] * masks[0].shape[-1], max(mask.shape[1] for mask in masks)
+    at_once = PIXELS_AT_ONCE.get(masks[0].device.type, PIXELS_AT_ONCE["cpu"]) // max(1, pixels)
+    parts = math.ceil(queries / max(1, at_once))  # of the same size, or nearly
+    step = max(1, math.ceil(queries / max(1, parts)))
+    return torch.empty((4, step, pixels), dtype=torch.float32, device=masks[0].device)
+
+
 def add_mask_costs(
-    logits: Tensor, truth: Tensor, costs: Tensor, mask_weight: float, dice_weight: float
+    logits: Tensor, truth: Tensor, costs: Tensor, mask_weight: float, dice_weight: float, work: Tensor
 ) -> None:
-    """Add to `costs` Q×T those of `logits` Q×P with the 0/1 masks `truth` T×P."""
-    queries, pixels = logits.shape
-    step = PIXELS_AT_ONCE.get(logits.device.type, PIXELS_AT_ONCE["cpu"]) // max(1, pixels)
-    step = max(1, min(step, queries))
-    buffer = truth.new_empty(4 * step * pixels)
-    area = truth.sum(dim=1) + DICE_SMOOTH
-    for start in range(0, queries, step):
-        x = logits[start : start + step].float()
-        work = buffer[: 4 * x.numel()].view(4, *x.shape)
-        outside, predicted = _terms(x, work)
-        difference, overlap = (work[:2].flatten(0, 1) @ truth.T).view(2, len(x), len(truth))
+    """Add to `costs` Q×T those of `logits` Q×P with the 0/1 masks `truth` P×T. `work` is written over."""
+    pixels = len(truth)
+    area = truth.sum(dim=0) + DICE_SMOOTH
+    for start in range(0, len(logits), work.shape[1]):
+        x = logits[start : start + work.shape[1]].float()
+        terms = work[:, : len(x)]
+        outside, predicted = _terms(x, terms)
+        difference, overlap = (terms[:2].flatten(0, 1) @ truth).unflatten(0, (2, len(x)))
         focal = difference.mul_(-FOCAL_ALPHA).add_(outside[:, None], alpha=1 - FOCAL_ALPHA)
         dice = overlap.mul_(-2).sub_(DICE_SMOOTH).div_(predicted[:, None] + area).add_(1)
-        costs[start : start + step].add_(focal, alpha=mask_weight / pixels).add_(dice, alpha=dice_weight)
+        costs[start : start + len(x)].add_(focal, alpha=mask_weight / pixels).add_(dice, alpha=dice_weight)
 
 
 def _terms(x: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
