@@ -4,11 +4,11 @@ Shapes: L predictions (decoder layers, of both stages) · B images · Q queries 
 prediction · n pairs at a time · h w size of the predicted masks · H W size of the ground truth.
 
 The plain form (`focal_loss` and `dice_loss` of `F.interpolate`d logits) keeps a dozen M×H×W tensors for its
-gradient. Here a few masks at a time are upsampled, both losses and their derivatives with respect to the
-upsampled logits are computed in closed form, in buffers that are used again and again, and the derivatives
-are brought back to h×w at once. What is kept is 2×M×h×w a prediction, where M ≤ B·Q: at most twice the size
-of the predictions, whatever the number of targets. (Two slopes and not one, because the two losses may come
-back with any two gradients.)
+gradient. Here a few masks at a time, of one image or of several, are upsampled, both losses and their
+derivatives with respect to the upsampled logits are computed in closed form, in buffers that are used again
+and again, and the derivatives are brought back to h×w at once. What is kept is 2×M×h×w a prediction, where
+M ≤ B·Q: at most twice the size of the predictions, whatever the number of targets. (Two slopes and not one,
+because the two losses may come back with any two gradients.)
 
 With t the mask (0 or 1), y = x − 2tx (the logit of being wrong), p = σ(y), c = softplus(y) = y − log p and a
 the weight of the pixel, the focal loss and its slope are
@@ -24,7 +24,7 @@ In float32 p − p² loses its digits where p is nearly 1: the dice slope of a p
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -38,6 +38,7 @@ from mask_former.losses import DICE_SMOOTH, FOCAL_ALPHA, FOCAL_GAMMA
 logger = logging.getLogger(__name__)
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # of every image: indices of queries and of their segments
+Part = tuple[int, Tensor, Tensor]  # some of one image's pairs: image, queries, segments
 Terms = tuple[Tensor, tuple[Tensor, ...], Tensor]
 
 # Six tensors of this many numbers live at a time. A CPU is fastest where they stay in its caches; a GPU wants
@@ -68,7 +69,7 @@ class UpsampledMaskLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(predictions[0].dtype, torch.float32)
         sums = predictions[0].new_zeros((2, len(predictions)), dtype=dtype)
-        most = max(len(queries) for matched in pairs for queries, _ in matched)
+        most = max(sum(len(queries) for queries, _ in matched) for matched in pairs)
         chunks = _Chunks(masks, dtype, most, compiled)
         slopes = []
         for number, (prediction, matched) in enumerate(zip(predictions, pairs, strict=True)):
@@ -103,10 +104,10 @@ class UpsampledMaskLosses(torch.autograd.Function):
 
 
 class _Chunks:
-    """Goes through the pairs of a prediction, a few of one image at a time, in its own buffers."""
+    """Goes through the pairs of a prediction, a few at a time, in its own buffers."""
 
     def __init__(self, masks: Sequence[Tensor], dtype: torch.dtype, most: int, compiled: bool) -> None:
-        """`most`: pairs that any image has."""
+        """`most`: pairs that any prediction has."""
         self.masks = masks
         self.size = (int(masks[0].shape[-2]), int(masks[0].shape[-1]))
         device = masks[0].device
@@ -119,25 +120,42 @@ class _Chunks:
     def add(self, prediction: Tensor, pairs: Pairs, sums: Tensor, slopes: Tensor | None) -> None:
         """Add a prediction's losses to `sums` (2,) and write its derivatives to `slopes` 2×M×h×w."""
         start = 0
-        for logits, masks, (queries, segments) in zip(prediction, self.masks, pairs, strict=True):
-            for some, their in zip(queries.split(self.step), segments.split(self.step), strict=True):
-                if not len(some):  # an empty tensor splits into one empty part
-                    continue
-                part = slopes[:, start : start + len(some)] if slopes is not None else None
-                sums += self._losses(logits.index_select(0, some), masks.index_select(0, their), part)
-                start += len(some)
+        for chunk in chunked(pairs, self.step):
+            low = torch.cat([prediction[image].index_select(0, queries) for image, queries, _ in chunk])
+            part = slopes[:, start : start + len(low)] if slopes is not None else None
+            sums += self._losses(low, chunk, part)
+            start += len(low)
 
-    def _losses(self, low: Tensor, masks: Tensor, slopes: Tensor | None) -> Tensor:
+    def _losses(self, low: Tensor, chunk: Sequence[Part], slopes: Tensor | None) -> Tensor:
         """Sums (2,) of the losses of `low` n×h×w; their derivatives go to `slopes` 2×n×h×w."""
         logits, truth, *work = self.buffers[:, : len(low)]
         upsample(low.to(logits.dtype), out=logits)
-        truth.copy_(masks)
+        for place, (image, _, segments) in zip(truth.split([len(p[2]) for p in chunk]), chunk, strict=True):
+            place.copy_(self.masks[image].index_select(0, segments))
         losses, derivatives, scales = self.terms(logits, truth, work or None, slopes is not None)
         if slopes is not None:
             for slope, derivative, scale in zip(slopes, derivatives, scales, strict=True):
                 back = transposed_upsample(derivative, (low.shape[-2], low.shape[-1]))
                 torch.mul(back, scale[:, None, None], out=slope)
         return losses.sum(dim=1)
+
+
+def chunked(pairs: Pairs, size: int) -> Iterator[list[Part]]:
+    """The pairs of a prediction in their order, `size` at a time, whichever images they are of."""
+    chunk: list[Part] = []
+    room = size
+    for image, (queries, segments) in enumerate(pairs):
+        start = 0
+        while start < len(queries):
+            some = slice(start, start + room)
+            chunk.append((image, queries[some], segments[some]))
+            room -= len(chunk[-1][1])
+            start += len(chunk[-1][1])
+            if not room:
+                yield chunk
+                chunk, room = [], size
+    if chunk:
+        yield chunk
 
 
 def mask_terms(x: Tensor, t: Tensor, work: Sequence[Tensor] | None, with_slopes: bool) -> Terms:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from mask_former import upsampled_losses
-from mask_former.upsampled_losses import upsampled_mask_losses
+from mask_former.upsampled_losses import chunked, upsampled_mask_losses
 from tools.benchmarks.measure import peak_memory
 from tools.benchmarks.plain_criterion import plain_mask_losses as plain
 
@@ -119,9 +119,13 @@ def several(
     return logits, masks, pairs
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 100], ids=lambda count: f"{count} at once")
 @pytest.mark.parametrize("counts", [(3,), (2, 0, 7), (0, 0)])
-def test_several_predictions_and_images(counts: tuple[int, ...]) -> None:
-    """Any two gradients for each prediction; what is not matched has none."""
+def test_several_predictions_and_images(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...], at_once: int
+) -> None:
+    """Any two gradients for each prediction, none for what is not matched; images share a chunk."""
+    monkeypatch.setitem(upsampled_losses.PIXELS_AT_ONCE, "cpu", at_once * 16 * 24)
     logits, masks, pairs = several(counts)
     factors = torch.tensor([[20.0, 1.0], [0.0, 3.0], [-2.0, 0.5]], dtype=torch.float64)
     found = [value.clone().requires_grad_() for value in logits]
@@ -135,6 +139,24 @@ def test_several_predictions_and_images(counts: tuple[int, ...]) -> None:
         torch.testing.assert_close(torch.stack((focal[number], dice[number])), expected)
         (factors[number] * expected).sum().backward()
         torch.testing.assert_close(found[number].grad, value.grad)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (1, [[(0, 1)], [(0, 1)], [(2, 1)], [(2, 1)], [(2, 1)]]),
+        (3, [[(0, 2), (2, 1)], [(2, 2)]]),
+        (4, [[(0, 2), (2, 2)], [(2, 1)]]),
+        (9, [[(0, 2), (2, 3)]]),
+    ],
+)
+def test_chunks_are_full_and_keep_the_order(size: int, expected: list[list[tuple[int, int]]]) -> None:
+    pairs = [(torch.arange(count), torch.arange(10, 10 + count)) for count in (2, 0, 3)]
+    chunks = list(chunked(pairs, size))
+    assert [[(image, len(queries)) for image, queries, _ in chunk] for chunk in chunks] == expected
+    flat = [part for chunk in chunks for part in chunk]
+    assert torch.cat([queries for _, queries, _ in flat]).tolist() == [0, 1, 0, 1, 2]
+    assert torch.cat([segments for _, _, segments in flat]).tolist() == [10, 11, 10, 11, 12]
 
 
 def test_a_prediction_without_gradient_among_others() -> None:
