@@ -115,11 +115,12 @@ def test_what_a_run_folder_tells(tmp_path):
     )
     (run / "probe").mkdir()
     stages = {"final": {"panoptic_seg/PQ": 30.5}, "swapped": {"panoptic_seg/PQ": 29.0}}
+    stages["diagnosis"] = {"relation rank": 1.5}
     (run / "probe/probe.json").write_text(json.dumps(stages))
     found = read_run(run)
     assert (found.row, found.seed, found.iterations) == ("pisr", 3, 4)
     assert found.metrics == {"PQ": 30.5, "context": 60.0, "context boat/cart": 70.0}, "null is no number"
-    assert found.stages == {"swapped": {"PQ": 29.0}}
+    assert found.stages == {"swapped": {"PQ": 29.0}} and found.diagnosis == {"relation rank": 1.5}
     assert found.residuals["pixel_residual"] == [(1, 0.0), (2, 0.1), (3, 0.2), (4, pytest.approx(0.3))]
     assert found.made["command"] == "train_net.py --resume", "no path of a machine"
     launch = {

@@ -195,4 +195,7 @@ def test_stopped_it_goes_on_and_ends_with_the_tables(tmp_path):
     starts = [start["start_iteration"] for start in json.loads((run / "run.json").read_text())["starts"]]
     assert starts[0] == 0 and len(starts) == 2 and 0 < starts[1] < 40, "it saved when it was stopped"
     assert "| pisr | 5 |" in second.stdout and "| swapped | 5 |" in second.stdout
+    diagnosis = json.loads((run / "probe/probe.json").read_text())["diagnosis"]
+    assert 0 < diagnosis["relation varies"] < 1 and 0 < diagnosis["gradient share"] < 1
+    assert f"| relation varies | {diagnosis['relation varies']:.3f} |" in second.stdout
     assert (tmp_path / "runs/tables/trial/tables.svg").is_file()

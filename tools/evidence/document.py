@@ -51,12 +51,12 @@ def text_of(
     unfinished: Mapping[str, str],
     titles: Mapping[str, str],
 ) -> str:
-    """Tables, what was left out, the residual branches, and how the runs came about."""
+    """Tables, what was left out, the residual branches, the diagnosis, and how the runs came about."""
     parts = [markdown(table) for table in tables]
     if unfinished:
         parts.append("Left out: " + "; ".join(f"{name} ({why})" for name, why in unfinished.items()) + ".\n")
-    parts += [text for text in (residuals_text(results, titles), _made_text(results)) if text]
-    return "\n".join(parts)
+    more = (residuals_text(results, titles), diagnosis_text(results, titles), _made_text(results))
+    return "\n".join(parts + [text for text in more if text])
 
 
 def residuals_text(results: Sequence[Result], titles: Mapping[str, str]) -> str:
@@ -73,13 +73,25 @@ def residuals_text(results: Sequence[Result], titles: Mapping[str, str]) -> str:
     if not rows:
         return ""
     width = max(len(cells) for cells in rows.values())
-    head = ["residual branch", *(["relative size (at iteration)"] + [""] * (width - 1))]
-    lines = [
-        head,
-        ["---"] * (width + 1),
-        *([name, *cells, *[""] * (width - len(cells))] for name, cells in rows.items()),
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    head = ["residual branch", "relative size (at iteration)", *[""] * (width - 1)]
+    return _plain_table(head, [[name, *cells, *[""] * (width - len(cells))] for name, cells in rows.items()])
+
+
+def diagnosis_text(results: Sequence[Result], titles: Mapping[str, str]) -> str:
+    """The numbers of diagnosis.py, a column a row of the plan that is probed; mean over seeds."""
+    probed = [result for result in results if result.diagnosis]
+    rows = list(dict.fromkeys(result.row for result in probed))
+    names = list(dict.fromkeys(name for result in probed for name in result.diagnosis))
+    lines = []
+    for name in names:
+        values = [[r.diagnosis[name] for r in probed if r.row == row and name in r.diagnosis] for row in rows]
+        lines.append([name, *(f"{fmean(of_row):.3f}" if of_row else "–" for of_row in values)])
+    return _plain_table(["diagnosis", *(titles.get(row, row) for row in rows)], lines) if lines else ""
+
+
+def _plain_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    whole = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in whole) + "\n"
 
 
 def _made_text(results: Sequence[Result]) -> str:

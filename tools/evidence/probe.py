@@ -7,8 +7,9 @@ final     as it is
 initial   the first prediction of the same model
 swapped   the relations come from another image: each gets the encodings of the image before it
 
-`probe.json` in the output folder has the metrics of each, as training has them in metrics.json. `KEY VALUE`
-pairs at the end change keys of the configuration.
+`probe.json` in the output folder has the metrics of each, as training has them in metrics.json, and under
+"diagnosis" the numbers of tools/evidence/diagnosis.py. `KEY VALUE` pairs at the end change keys of the
+configuration.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from mask_former.evaluation.run import evaluate
 from mask_former.prediction import build_blank_model
 from pisr_maskformer.encodings import PanopticEncodings
 from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor
+from tools.evidence.diagnosis import DIAGNOSIS, diagnose
 from tools.project import project_config, require_writable
 
 PROBE_FILE = "probe.json"
@@ -120,7 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     predictor_of(model)
     load_weights(model, args.weights, complete=True)
     found = probe(cfg, model, output)
-    write_json(found, output / PROBE_FILE)
+    diagnosis = diagnose(cfg, model, predictor_of(model))
+    write_json({**found, DIAGNOSIS: diagnosis}, output / PROBE_FILE)
     names = [
         name
         for name in ("panoptic_seg/PQ", "sem_seg/mIoU", "segm/AP", "context/accuracy")
@@ -129,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'':10}" + "".join(f"{name.split('/')[-1]:>10}" for name in names))
     for way, metrics in found.items():
         print(f"{way:10}" + "".join(f"{metrics[name]:10.2f}" for name in names))
+    print("".join(f"\n{name:20}{value:10.4f}" for name, value in diagnosis.items()))
 
 
 if __name__ == "__main__":

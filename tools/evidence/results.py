@@ -21,6 +21,7 @@ from mask_former.evaluation.metrics_file import write_json
 from mask_former.training.run_folder import RUN_FILE
 from slurm.restarts import read_json, rows_of
 from tools._path import ROOT
+from tools.evidence.diagnosis import DIAGNOSIS
 from tools.evidence.probe import PROBE_FILE
 
 METRICS, CONFIG_FILE, LAUNCH_FILE = "metrics.json", "config.yaml", "launch.json"  # of a run's folder
@@ -52,6 +53,7 @@ class Result:
     metrics: dict[str, float]  # column -> 0..100
     stages: dict[str, dict[str, float]] = field(default_factory=dict)  # "initial", "swapped" -> metrics
     residuals: dict[str, list[tuple[int, float]]] = field(default_factory=dict)  # name -> (iteration, ratio)
+    diagnosis: dict[str, float] = field(default_factory=dict)  # of a probed model: diagnosis.py
     made: dict[str, Any] = field(default_factory=dict)  # revision, command, machine, date, data
 
 
@@ -82,6 +84,7 @@ def read_run(folder: Path) -> Result | str:
         iterations=max_iter,
         metrics=metrics,
         stages=_stages(folder / PROBE_FOLDER / PROBE_FILE),
+        diagnosis=read_json(folder / PROBE_FOLDER / PROBE_FILE).get(DIAGNOSIS, {}),
         residuals=_residuals(rows),
         made=_made(folder, start),
     )
@@ -119,7 +122,8 @@ def _is_finite(value: Any) -> bool:
 
 def _stages(file: Path) -> dict[str, dict[str, float]]:
     """Empty for a model that is not probed, or not yet."""
-    return {stage: columns_of(flat) for stage, flat in read_json(file).items() if stage != "final"}
+    probed = read_json(file)
+    return {stage: columns_of(probed[stage]) for stage in probed if stage not in ("final", DIAGNOSIS)}
 
 
 def _residuals(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
