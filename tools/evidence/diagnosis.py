@@ -62,7 +62,6 @@ class Watch:
         self.pixels = 0
         self.total: Tensor | float = 0.0  # Σ F, D
         self.products: Tensor | float = 0.0  # Σ F Fᵀ, D×D
-        self.encoded: Tensor | None = None  # valid encodings of this image
         self.weights: Tensor | None = None  # E of this image
 
     def add(self, **numbers: float) -> None:
