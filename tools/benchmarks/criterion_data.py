@@ -29,7 +29,7 @@ class Sizes:
     def __str__(self) -> str:
         return (
             f"{self.predictions} predictions, batch {self.images}, {self.queries} queries, "
-            f"{self.targets} targets, {self.side}²"
+            f"{self.targets} targets, {self.classes} classes, {self.side}²"
         )
 
 
@@ -45,6 +45,7 @@ def growth(quick: bool) -> dict[str, list[Sizes]]:
         "targets": [replace(base, targets=count) for count in (1, 10, 100)],
         "side": [replace(base, side=side) for side in (320, 640, 1280)],
         "queries": [replace(base, queries=count) for count in (50, 100, 300)],
+        "classes": [replace(base, classes=count) for count in (20, 150, 850)],
         "images": [replace(base, images=count) for count in (1, 4, 16)],
     }
 
