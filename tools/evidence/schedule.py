@@ -45,14 +45,17 @@ class Schedule:
         total = sum(job.max_iter for job in self.jobs)
         open_jobs = [job for job in self.jobs if job.next_step() is not None]
         try:
-            with tqdm(total=total, unit="it", dynamic_ncols=True, smoothing=0.05) as bar:
+            screen = sys.stderr.isatty()  # a log file gets a line a minute
+            every = 0.1 if screen else 60
+            with tqdm(total=total, unit="it", dynamic_ncols=True, smoothing=0.05, mininterval=every) as bar:
                 bar.initial = bar.n = sum(one.done() for one in progress.values())
                 while open_jobs:
                     open_jobs = [job for job in open_jobs if not self._is_over(job)]
-                    bar.n = sum(one.done() for one in progress.values())
                     done = len(self.jobs) - len(open_jobs) - len(self.given_up)
                     at_work = len(self.running) + len(self.elsewhere)
-                    bar.set_postfix_str(f"runs: {done} of {len(self.jobs)} done, {at_work} at work")
+                    text = f"runs: {done} of {len(self.jobs)} done, {at_work} at work"
+                    bar.set_postfix_str(text, refresh=screen)
+                    bar.update(sum(one.done() for one in progress.values()) - bar.n)
                     if open_jobs:
                         time.sleep(POLL_SECONDS[self.launch.executor])
         finally:
