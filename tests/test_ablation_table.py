@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -214,6 +215,13 @@ def test_the_tables_of_the_documentation_are_those_of_the_kept_results():
     text = (REPOSITORY / "docs/evidence.md").read_text()
     assert "<!-- tables: " in text
     assert rebuilt(text) == text, "python tools/ablation_table.py --document docs/evidence.md"
+
+
+def test_the_gains_that_the_readme_tells_stand_in_the_documentation():
+    gain = re.compile(r"[+-]\d+\.\d\d \([+-]\d+\.\d\d … [+-]\d+\.\d\d\)")
+    told = gain.findall((REPOSITORY / "README.md").read_text())
+    assert len(told) >= 3
+    assert set(told) <= set(gain.findall((REPOSITORY / "docs/evidence.md").read_text()))
 
 
 @pytest.mark.parametrize(
