@@ -96,7 +96,7 @@ def add_mask_costs(
     area = truth.sum(dim=0) + DICE_SMOOTH
     for start in range(0, len(logits), work.shape[1]):
         x = logits[start : start + work.shape[1]].float()
-        terms = work[:, : len(x)]
+        terms = work.view(-1)[: 4 * x.numel()].view(4, *x.shape)  # in one piece, also for a shorter last part
         outside, predicted = _terms(x, terms)
         difference, overlap = (terms[:2].flatten(0, 1) @ truth).unflatten(0, (2, len(x)))
         focal = difference.mul_(-FOCAL_ALPHA).add_(outside[:, None], alpha=1 - FOCAL_ALPHA)

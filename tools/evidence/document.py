@@ -18,7 +18,7 @@ from tools.evidence.paper import ROWS as PAPER_ROWS
 from tools.evidence.paper import TABLES as PAPER_TABLES
 from tools.evidence.plan import Plan, TableSpec, read_plan
 from tools.evidence.results import Result, read_all
-from tools.evidence.tables import Table, build_table, derived, markdown
+from tools.evidence.tables import NOT_RUN, Table, build_table, derived, markdown
 
 MARKED = re.compile(r"(<!-- tables: (?P<name>[\w.-]+) -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL)
 NOTHING = "Nothing of this has been run yet.\n"
@@ -125,7 +125,14 @@ def section(name: str, root: Path = ROOT) -> str:
     results, _ = read_all([kept])
     titles = {row.name: row.title for row in plan.rows.values()}
     command = f"    python tools/experiment.py plans/{name}.yaml\n"
-    return f"{command}\n{text_of(tables_of(plan, results, ''), results, {}, titles)}"
+    done = {(result.row, result.seed) for result in results}
+    missing = {
+        plan.folder(row.name, seed).name: NOT_RUN
+        for row in plan.trained
+        for seed in plan.seeds
+        if any(name == row.name for name, _ in done) and (row.name, seed) not in done
+    }
+    return f"{command}\n{text_of(tables_of(plan, results, ''), results, missing, titles)}"
 
 
 def rebuilt(text: str, root: Path = ROOT) -> str:

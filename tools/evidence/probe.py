@@ -119,10 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for package in ("detectron2", "mask_former", "pisr_maskformer"):
         setup_logger(str(output), name=package)
     model = build_blank_model(cfg)
-    predictor_of(model)
+    predictor = predictor_of(model)
+    if not predictor.infers_final:
+        raise InputError("MODEL.PISR.INFERENCE_STAGE is 'initial', and a probe wants both; set it to 'final'")
     load_weights(model, args.weights, complete=True)
+    diagnosis = diagnose(
+        cfg, model, predictor
+    )  # the shorter part first: what fails there loses no evaluation
     found = probe(cfg, model, output)
-    diagnosis = diagnose(cfg, model, predictor_of(model))
     write_json({**found, DIAGNOSIS: diagnosis}, output / PROBE_FILE)
     names = [
         name

@@ -47,7 +47,8 @@ class Schedule:
         try:
             screen = sys.stderr.isatty()  # a log file gets a line a minute
             every = 0.1 if screen else 60
-            with tqdm(total=total, unit="it", dynamic_ncols=True, smoothing=0.05, mininterval=every) as bar:
+            often = {"mininterval": every, "maxinterval": max(10, every)}
+            with tqdm(total=total, unit="it", dynamic_ncols=True, smoothing=0.05, **often) as bar:
                 bar.initial = bar.n = sum(one.done() for one in progress.values())
                 while open_jobs:
                     open_jobs = [job for job in open_jobs if not self._is_over(job)]
