@@ -30,6 +30,7 @@ from mask_former.data import build_mapper, dataset_records
 from mask_former.optimizer import build_clipping, build_optimizer
 from mask_former.predictor import Prediction
 from pisr_maskformer.attention import AffineFeatures, MapFeatures
+from pisr_maskformer.encodings import semantic_heatmaps
 from pisr_maskformer.hosts.maskformer import PISRPredictions, PISRTransformerPredictor
 
 DIAGNOSIS = "diagnosis"  # the numbers' key in probe.json
@@ -169,9 +170,8 @@ def watched(predictor: PISRTransformerPredictor) -> Iterator[Watch]:
 
 def semantic_labels(prediction: Prediction) -> Tensor:
     """The likeliest class of every pixel of one image, at the size of the masks, H×W."""
-    classes = prediction["pred_logits"][0].softmax(-1)[:, :-1]
-    masks = prediction["pred_masks"][0].sigmoid()
-    return torch.einsum("qc,qhw->chw", classes, masks).argmax(dim=0)
+    classes = prediction["pred_logits"].softmax(-1)[..., :-1]
+    return semantic_heatmaps(prediction["pred_masks"].sigmoid(), classes)[0].argmax(dim=0)
 
 
 def gradient_numbers(cfg: CfgNode, model: nn.Module, predictor: PISRTransformerPredictor) -> dict[str, float]:
@@ -185,7 +185,7 @@ def gradient_numbers(cfg: CfgNode, model: nn.Module, predictor: PISRTransformerP
     model.train()
     model.zero_grad()
     sum(model([mapper(record) for record in records]).values()).backward()
-    own = [p for p in (*pisr.attention.parameters(), *pisr.reweighting.parameters()) if p.grad is not None]
+    own = [*pisr.attention.parameters(), *pisr.reweighting.parameters()]
     clipping = build_clipping(cfg)
     whole = clipping.norm(list(model.parameters()))
     found = {"gradient share": float(clipping.norm(own) / whole)}

@@ -126,11 +126,12 @@ def section(name: str, root: Path = ROOT) -> str:
     titles = {row.name: row.title for row in plan.rows.values()}
     command = f"    python tools/experiment.py plans/{name}.yaml\n"
     done = {(result.row, result.seed) for result in results}
+    begun = {row for row, _ in done}
     missing = {
         plan.folder(row.name, seed).name: NOT_RUN
         for row in plan.trained
         for seed in plan.seeds
-        if any(name == row.name for name, _ in done) and (row.name, seed) not in done
+        if row.name in begun and (row.name, seed) not in done
     }
     return f"{command}\n{text_of(tables_of(plan, results, ''), results, missing, titles)}"
 

@@ -123,9 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not predictor.infers_final:
         raise InputError("MODEL.PISR.INFERENCE_STAGE is 'initial', and a probe wants both; set it to 'final'")
     load_weights(model, args.weights, complete=True)
-    diagnosis = diagnose(
-        cfg, model, predictor
-    )  # the shorter part first: what fails there loses no evaluation
+    # The shorter part first: what fails there loses no evaluation.
+    diagnosis = diagnose(cfg, model, predictor)
     found = probe(cfg, model, output)
     write_json({**found, DIAGNOSIS: diagnosis}, output / PROBE_FILE)
     names = [

@@ -78,13 +78,14 @@ def read_run(folder: Path) -> Result | str:
         return "its evaluation has no metric of the tables"
     row, seed = row_and_seed(folder)
     start = ([{}] + list(read_json(folder / RUN_FILE).get("starts", [])))[-1]
+    probed = read_json(folder / PROBE_FOLDER / PROBE_FILE)  # empty for a model that is not, or not yet
     return Result(
         row=row,
         seed=int(start.get("seed") or 0) if seed is None else seed,
         iterations=max_iter,
         metrics=metrics,
-        stages=_stages(folder / PROBE_FOLDER / PROBE_FILE),
-        diagnosis=read_json(folder / PROBE_FOLDER / PROBE_FILE).get(DIAGNOSIS, {}),
+        stages=_stages(probed),
+        diagnosis=probed.get(DIAGNOSIS, {}),
         residuals=_residuals(rows),
         made=_made(folder, start),
     )
@@ -120,9 +121,7 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _stages(file: Path) -> dict[str, dict[str, float]]:
-    """Empty for a model that is not probed, or not yet."""
-    probed = read_json(file)
+def _stages(probed: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {stage: columns_of(probed[stage]) for stage in probed if stage not in ("final", DIAGNOSIS)}
 
 

@@ -14,7 +14,7 @@ from mask_former.data.id_map import measure_segments
 from mask_former.data.toy_scenes.classes import AMBIGUITY, CATEGORY_IDS, STUFF
 from mask_former.data.toy_scenes.sprites import Look
 from mask_former.data.toy_scenes.stage import Stage, arrange
-from mask_former.data.toy_scenes.story import DISC_LOOKS, draw_story
+from mask_former.data.toy_scenes.story import draw_story
 from mask_former.data.toy_scenes.surfaces import paint
 from mask_former.errors import InputError
 
@@ -62,8 +62,6 @@ def render_scene(seed: int, split: str, index: int, size: int, discs: str = "mar
     `discs`: of DISC_LOOKS. Raises InputError for an unknown split or kind of discs, a negative seed or index,
     or a size below 64.
     """
-    if discs not in DISC_LOOKS:
-        raise InputError(f"toy scenes: unknown discs {discs!r}; use one of {', '.join(DISC_LOOKS)}")
     if split not in SPLITS:
         raise InputError(f"toy scenes: unknown split {split!r}; use one of {', '.join(SPLITS)}")
     if size < MIN_SIZE or seed < 0 or index < 0:

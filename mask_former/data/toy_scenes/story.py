@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mask_former.data.toy_scenes.sprites import DISC_MARKS, HULL_DECKS, LANDMARKS, Look, hsv
+from mask_former.errors import InputError
 
 HULL_COUNT_ODDS: dict[int, float] = {0: 0.1, 1: 0.3, 2: 0.35, 3: 0.25}
 DISC_COUNT_ODDS: dict[int, float] = {0: 0.1, 2: 0.3, 3: 0.3, 4: 0.3}
@@ -42,6 +43,13 @@ DISC_LOOKS = {
 }
 
 
+def disc_looks(name: str) -> DiscLooks:
+    """Those of a name in DISC_LOOKS; InputError for another."""
+    if name not in DISC_LOOKS:
+        raise InputError(f"toy scenes: unknown discs {name!r}; use one of {', '.join(DISC_LOOKS)}")
+    return DISC_LOOKS[name]
+
+
 @dataclass(frozen=True)
 class Story:
     """Class and look of every ambiguous thing, and what else is there."""
@@ -62,7 +70,7 @@ def draw_story(rng: np.random.Generator, size: int, discs: str) -> Story:
             (str(rng.choice(["boat", "cart"])), _hull_look(rng, size))
             for _ in range(_draw(rng, HULL_COUNT_ODDS))
         ],
-        discs=_draw_discs(rng, size, DISC_LOOKS[discs]),
+        discs=_draw_discs(rng, size, disc_looks(discs)),
         landmarks=_draw_landmarks(rng),
         sky=upper != "wall",
         wall=upper != "sky",

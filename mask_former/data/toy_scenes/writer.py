@@ -25,7 +25,7 @@ import cv2
 from mask_former.data.id_map import write_id_map
 from mask_former.data.toy_scenes.classes import AMBIGUOUS_PAIRS, CATEGORIES
 from mask_former.data.toy_scenes.scene import MIN_SIZE, SPLITS, Scene, render_scene
-from mask_former.data.toy_scenes.story import DISC_LOOKS
+from mask_former.data.toy_scenes.story import disc_looks
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,7 @@ def _check_arguments(counts: dict[str, int], size: int, seed: int, workers: int,
         raise InputError(f"toy scenes: seed {seed}; use 0 or more")
     if workers < 1:
         raise InputError(f"toy scenes: {workers} workers; use at least 1")
-    if discs not in DISC_LOOKS:
-        raise InputError(f"toy scenes: unknown discs {discs!r}; use one of {', '.join(DISC_LOOKS)}")
+    disc_looks(discs)
 
 
 def _folders(root: Path, split: str) -> tuple[Path, Path]:
