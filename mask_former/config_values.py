@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
 
 from mask_former.errors import InputError
+from mask_former.optimizer import MULTIPLIER
 from mask_former.registries import choose
 
 GROUPS = 32  # of detectron2's group norm
@@ -45,7 +46,6 @@ NOT_NEGATIVE = (
     "MODEL.MASK_FORMER.MASK_WEIGHT",
     "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT",
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
-    "SOLVER.BACKBONE_MULTIPLIER",
     "SOLVER.BASE_LR",
     "SOLVER.CHECKPOINT_PERIOD",
     "SOLVER.KEEP_CHECKPOINTS",
@@ -91,7 +91,8 @@ Rule = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what t
 
 def check_values(cfg: CfgNode) -> None:
     """InputError at the first value that can mean nothing, with its key and what is valid."""
-    for key, (is_valid, mend) in RULES.items():
+    multipliers = {f"SOLVER.{name}": NUMBER for name in cfg.SOLVER if name.endswith(MULTIPLIER)}
+    for key, (is_valid, mend) in (RULES | multipliers).items():
         if not is_valid(value_of(cfg, key)):
             raise InputError(f"{key} is {value_of(cfg, key)!r}; {mend}")
     for key, registry in REGISTRIES.items():
@@ -141,16 +142,20 @@ def _is_device(name: str) -> bool:
     return True
 
 
+NUMBER: Rule = (lambda value: _is_number(value, low=0), "it must be a number of 0 or more")
+
+
 def _rules() -> dict[str, Rule]:
     rules: dict[str, Rule] = {}
     for key in AT_LEAST_ONE:
         rules[key] = (lambda value: _is_number(value, low=1), "it must be at least 1")
     for key in NOT_NEGATIVE:
-        rules[key] = (lambda value: _is_number(value, low=0), "it must be a number of 0 or more")
+        rules[key] = NUMBER
     for key in SHARES:
         rules[key] = (lambda value: _is_number(value, low=0, high=1), "it must be a number of 0..1")
     for key, valid in CHOICES.items():
         rules[key] = (valid.__contains__, f"use one of: {', '.join(str(name) or repr('') for name in valid)}")
+    positive = (lambda value: value > 0, "it must be positive")
     names = (_are_names, "it must list names of data sets")
     return rules | {
         "DATASETS.TEST": names,
@@ -175,7 +180,8 @@ def _rules() -> dict[str, Rule]:
         ),
         "OUTPUT_DIR": (bool, "name a folder"),
         "SEED": (lambda value: value < 2**32, "it must be less than 2**32 (negative: another one each time)"),
-        "SOLVER.CLIP_GRADIENTS.NORM_TYPE": (lambda value: value > 0, "it must be positive"),
+        "SOLVER.ADAM_EPS": positive,
+        "SOLVER.CLIP_GRADIENTS.NORM_TYPE": positive,
     }
 
 

@@ -1,7 +1,7 @@
 """Optimiser, clipping and learning-rate schedule: which parameter gets which rate and weight decay."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 FUSED_DEVICES = ("cpu", "cuda")
 FULL_MODEL = "full_model"
+MULTIPLIER = "_MULTIPLIER"  # SOLVER.PART_MULTIPLIER: rate of the modules called `part`, relative to BASE_LR
+REST = "head"  # the part that everything else belongs to
 
 __all__ = [
     "Clipping",
@@ -32,6 +34,7 @@ __all__ = [
     "build_optimizer",
     "learning_rates",
     "parameter_groups",
+    "part_multipliers",
 ]
 
 
@@ -40,24 +43,26 @@ def parameter_groups(
     *,
     lr: float,
     weight_decay: float,
-    backbone_multiplier: float = 1.0,
+    multipliers: Mapping[str, float] | None = None,
     weight_decay_norm: float = 0.0,
     weight_decay_embed: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Parameters grouped by part, learning rate and weight decay; each appears once, frozen ones not at all.
 
-    Parameters under `backbone` learn at `lr · backbone_multiplier`; norms and embeddings have own decays. A
-    group's `part` is "backbone" or "head" (all else).
+    Parameters inside a module called as a key of `multipliers` learn at `lr` times its value; norms and
+    embeddings have own decays. A group's `part` is that key, or "head" for all else.
     """
+    multipliers = multipliers or {}
     groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
+        path = module_name.split(".")
+        part = next((part for part in multipliers if part in path), REST)
+        rate = lr * multipliers.get(part, 1.0)
+        for parameter in module.parameters(recurse=False):
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            part = "backbone" if "backbone" in f"{module_name}.{name}".split(".") else "head"
-            rate = lr * backbone_multiplier if part == "backbone" else lr
             decay = weight_decay
             if isinstance(module, NORMS):
                 decay = weight_decay_norm
@@ -71,9 +76,20 @@ def parameter_groups(
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Present rates by name in the log: `lr` of the head, `lr_backbone`."""
-    names = {"head": "lr", "backbone": "lr_backbone"}
-    return {names[group["part"]]: float(group["lr"]) for group in optimizer.param_groups}
+    """Present rates by name in the log: `lr` of the head, `lr_backbone` and so on of other parts."""
+    return {
+        "lr" if group["part"] == REST else f"lr_{group['part']}": float(group["lr"])
+        for group in optimizer.param_groups
+    }
+
+
+def part_multipliers(cfg: CfgNode) -> dict[str, float]:
+    """By part, of every SOLVER.PART_MULTIPLIER; a part at 1 learns as all else does."""
+    return {
+        name.removesuffix(MULTIPLIER).lower(): value
+        for name, value in cfg.SOLVER.items()
+        if name.endswith(MULTIPLIER) and value != 1
+    }
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -89,13 +105,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         model,
         lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
-        backbone_multiplier=solver.BACKBONE_MULTIPLIER,
+        multipliers=part_multipliers(cfg),
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
     )
-    options = {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV} if solver.OPTIMIZER == "SGD" else {}
+    options = {
+        "ADAMW": {"eps": solver.ADAM_EPS},
+        "SGD": {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV},
+    }
     fused = all(parameter.device.type in FUSED_DEVICES for group in groups for parameter in group["params"])
-    optimizer = OPTIMIZERS[solver.OPTIMIZER](groups, lr=solver.BASE_LR, fused=fused, **options)
+    optimizer = OPTIMIZERS[solver.OPTIMIZER](
+        groups, lr=solver.BASE_LR, fused=fused, **options[solver.OPTIMIZER]
+    )
     if solver.CLIP_GRADIENTS.CLIP_TYPE == FULL_MODEL:
         return optimizer
     return maybe_add_gradient_clipping(cfg, optimizer)

@@ -92,11 +92,15 @@ class PISRSettings:
 
 
 def add_pisr_config(cfg: Any) -> None:
-    """Add MODEL.PISR with every key and default of PISRSettings to a detectron2 CfgNode, in place."""
+    """Add MODEL.PISR with every key and default of PISRSettings to a detectron2 CfgNode, in place.
+
+    And SOLVER.PISR_MULTIPLIER, the learning rate of PISR's own parameters relative to BASE_LR.
+    """
     node = type(cfg)()
     for field in fields(PISRSettings):
         setattr(node, field.name.upper(), field.default)
     cfg.MODEL.PISR = node
+    cfg.SOLVER.PISR_MULTIPLIER = 1.0
 
 
 def settings_from(cfg: Any) -> PISRSettings:

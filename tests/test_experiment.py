@@ -15,7 +15,7 @@ import yaml
 from mask_former.errors import InputError
 from tests.toy_run import TINY, render
 from tools.evidence.jobs import Launch, jobs_of, prepare_command
-from tools.evidence.merge_categories import merged_categories, merged_segments
+from tools.evidence.merge_categories import merged_categories, merged_segments, most_frequent
 from tools.evidence.paper import ROWS as PAPER_ROWS
 from tools.evidence.plan import read_plan
 from tools.project import read_config
@@ -49,7 +49,7 @@ def test_every_plan_of_the_project_can_be_run(path):
 
 def test_the_small_plans_have_three_seeds_and_the_papers_rows():
     small = [read_plan(path) for path in PLANS if not path.stem.startswith("ade20k")]
-    assert len(small) == 6 and all(len(plan.seeds) >= 3 for plan in small)
+    assert len(small) == 7 and all(len(plan.seeds) >= 3 for plan in small)
     for name in ("toy_ablations", "ade20k_ablations"):
         rows = set(read_plan(REPOSITORY / f"plans/{name}.yaml").rows)
         assert set(PAPER_ROWS) <= rows
@@ -148,6 +148,14 @@ def test_super_categories_by_hand():
     new, kept = merged_segments(ids, segments, new_of, {1})
     assert new.tolist() == [[10, 11], [20, 20]] and ids[1, 1] == 21, "things stay apart, stuff becomes one"
     assert [(s["id"], s["category_id"]) for s in kept] == [(10, 1), (11, 1), (20, 2)]
+
+    annotations = [{"segments_info": [{"category_id": c} for c in some]} for some in ([2, 2, 2, 7], [9])]
+    left, new_of = most_frequent(merged, new_of, annotations, 1)
+    assert [(c["id"], c["name"]) for c in left] == [(1, "ground")], "in two images, vehicles in one"
+    assert new_of == {7: 1, 9: 1}
+    new, kept = merged_segments(ids, segments, new_of, set())
+    assert new.tolist() == [[0, 0], [20, 20]], "what has no class is void"
+    assert [(s["id"], s["category_id"]) for s in kept] == [(20, 1)]
 
 
 def processes_naming(text: str) -> list[int]:

@@ -67,7 +67,7 @@ def test_rates_and_decays_by_kind() -> None:
         model,
         lr=1.0,
         weight_decay=0.5,
-        backbone_multiplier=0.1,
+        multipliers={"backbone": 0.1},
         weight_decay_norm=0.25,
         weight_decay_embed=0.125,
     )
@@ -158,6 +158,17 @@ def test_momentum_of_sgd_comes_from_the_config() -> None:
     changes = {"SOLVER.OPTIMIZER": "SGD", "SOLVER.MOMENTUM": 0.7, "SOLVER.NESTEROV": True}
     group = build_optimizer(tiny_config(changes), tiny_model()).param_groups[0]
     assert (group["momentum"], group["nesterov"]) == (0.7, True)
+
+
+def test_eps_of_adam_comes_from_the_config() -> None:
+    """With an eps far above the gradient a step is lr · gradient / eps, with one far below it is lr."""
+    for eps, step in ((1e3, 1e-3 * 0.01), (1e-12, 1e-3)):
+        weight = nn.Linear(1, 1, bias=False)
+        changes = {"SOLVER.BASE_LR": 1e-3, "SOLVER.WEIGHT_DECAY": 0.0, "SOLVER.ADAM_EPS": eps}
+        optimizer, before = build_optimizer(tiny_config(changes), weight), weight.weight.item()
+        weight.weight.grad = torch.full((1, 1), 10.0)
+        optimizer.step()
+        assert before - weight.weight.item() == pytest.approx(step, rel=0.02)
 
 
 def test_rates_in_the_log_are_named_by_part() -> None:

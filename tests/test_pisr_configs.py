@@ -7,6 +7,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.config import load_config
+from mask_former.optimizer import build_optimizer, learning_rates
 from pisr_maskformer import PISRSettings, add_pisr_config
 from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor, TwoStageSetCriterion
 from tests.tiny import resnet
@@ -60,6 +61,18 @@ def test_every_file_is_among_the_complete_ones_or_a_part_of_them():
     parts = {path.name for path in set(CONFIGS.rglob("*.yaml")) - set(COMPLETE)}
     assert parts == {"base.yaml", "lite0.yaml"}
     assert sum("_pisr" in path.stem for path in COMPLETE) == 8
+
+
+def test_pisrs_own_parameters_may_learn_faster():
+    changes = {"SOLVER.BASE_LR": 0.01, "SOLVER.BACKBONE_MULTIPLIER": 0.5, "SOLVER.PISR_MULTIPLIER": 3.0}
+    model = tiny_pisr(path=CONFIGS / "toy" / "maskformer_tiny_pisr.yaml")
+    cfg = load_config(CONFIGS / "toy" / "maskformer_tiny_pisr.yaml", extend=[add_pisr_config])
+    cfg.merge_from_list(overrides(changes))
+    optimizer = build_optimizer(cfg, model)
+    expected = {"lr": 0.01, "lr_backbone": 0.005, "lr_pisr": 0.03}
+    assert learning_rates(optimizer) == pytest.approx(expected)
+    fast = {id(p) for group in optimizer.param_groups if group["part"] == "pisr" for p in group["params"]}
+    assert fast == {id(p) for p in model.sem_seg_head.predictor.pisr.parameters()}
 
 
 def train_in_parallel(rank, meeting_place):

@@ -110,7 +110,7 @@ def test_the_fast_step_is_the_plain_one() -> None:
     fast = pisr_model()
     plain = copy.deepcopy(fast)
     groups = parameter_groups(
-        make_plain(plain), lr=1e-4, weight_decay=1e-4, backbone_multiplier=0.1, weight_decay_norm=0.0
+        make_plain(plain), lr=1e-4, weight_decay=1e-4, multipliers={"backbone": 0.1}, weight_decay_norm=0.0
     )
     cfg = tiny_config({**RESNET, "SOLVER.BASE_LR": 1e-4, "SOLVER.WEIGHT_DECAY": 1e-4})
     steps = (
