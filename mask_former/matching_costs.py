@@ -20,7 +20,7 @@ from mask_former.losses import DICE_SMOOTH, FOCAL_ALPHA, FOCAL_GAMMA
 from mask_former.predictor import Prediction
 
 # Four tensors of this many numbers live at a time.
-PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**23}
+PIXELS_AT_ONCE = {"cpu": 2**22, "cuda": 2**23}
 TARGETS_AT_ONCE = 128  # resized masks, in float32: what they take is bounded too
 
 
@@ -98,8 +98,8 @@ def add_mask_costs(
         x = logits[start : start + work.shape[1]].float()
         terms = work.view(-1)[: 4 * x.numel()].view(4, *x.shape)  # in one piece, also for a shorter last part
         outside, predicted = _terms(x, terms)
-        difference, overlap = (terms[:2].flatten(0, 1) @ truth).unflatten(0, (2, len(x)))
-        focal = difference.mul_(-FOCAL_ALPHA).add_(outside[:, None], alpha=1 - FOCAL_ALPHA)
+        difference, overlap = _product(terms[:2].flatten(0, 1), truth).unflatten(0, (2, len(x)))
+        focal = outside[:, None].sub(difference).mul_(1 - FOCAL_ALPHA)
         dice = overlap.mul_(-2).sub_(DICE_SMOOTH).div_(predicted[:, None] + area).add_(1)
         costs[start : start + len(x)].add_(focal, alpha=mask_weight / pixels).add_(dice, alpha=dice_weight)
 
@@ -107,18 +107,36 @@ def add_mask_costs(
 def _terms(x: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
     """Sums (R,) of p² softplus(x) and of p of logits `x` R×P.
 
-    `work` 4×R×P is written over; its first two become (1−p)² log p + p² softplus(x) (1−α)/α, which is
-    (inside − outside)/−α, and p.
+    `work` 4×R×P is written over; its first two become p² softplus(x) + (1−p)² log p α/(1−α), which is
+    (outside − inside)/(1−α), and p.
     """
     assert FOCAL_GAMMA == 2
     difference, p, log, outside = work
     torch.sigmoid(x, out=p)
-    torch.clamp(p, min=torch.finfo(p.dtype).tiny, out=log).log_()
-    torch.minimum(log, x, out=log)  # where p is too small a number, log p = x
+    _log(p, x, log)
     torch.sub(x, log, out=outside).mul_(torch.mul(p, p, out=difference))
-    torch.sub(1, p, out=difference).square_().mul_(log)
-    difference.add_(outside, alpha=(1 - FOCAL_ALPHA) / FOCAL_ALPHA)
+    torch.sub(1, p, out=difference).square_()
+    torch.addcmul(outside, difference, log, value=FOCAL_ALPHA / (1 - FOCAL_ALPHA), out=difference)
     return outside.sum(dim=1), p.sum(dim=1)
+
+
+def _log(p: Tensor, x: Tensor, out: Tensor) -> None:
+    """log p of p = σ(x) into `out`; x itself where p is too small a number."""
+    smallest = torch.finfo(p.dtype).tiny
+    if p.device.type == "cpu" and not p.amin() < smallest:  # there is none; another device would have to wait
+        torch.log(p, out=out)
+        return
+    torch.clamp(p, min=smallest, out=out).log_()
+    torch.minimum(out, x, out=out)
+
+
+def _product(rows: Tensor, columns: Tensor) -> Tensor:
+    """R×P times P×T. Of so few columns, a CPU's threads share the pixels better than the rows."""
+    parts = math.gcd(len(columns), torch.get_num_threads()) if rows.device.type == "cpu" else 1
+    if parts == 1:
+        return rows @ columns
+    by_part = rows.unflatten(1, (parts, -1)).transpose(0, 1)  # parts × R × P/parts, a view
+    return torch.bmm(by_part, columns.unflatten(0, (parts, -1))).sum(dim=0)
 
 
 def resize_nearest(masks: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

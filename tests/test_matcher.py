@@ -124,6 +124,32 @@ def test_ground_truth_is_compared_at_the_predictions_size() -> None:
     torch.testing.assert_close(cost, expected)
 
 
+@pytest.mark.parametrize("extreme", [20.0, 90.0, 120.0, 1e4], ids=str)
+def test_costs_of_very_sure_predictions_are_exact(extreme: float) -> None:
+    """σ(x) is no normal number below −87, and 0 below −104. What two large numbers leave is rounded."""
+    masks = torch.tensor([[[-extreme, extreme, -1.0, 2.0]], [[extreme, -extreme, 0.0, -0.5]]])
+    true = torch.tensor([[1.0, 0.0, 1.0, 0.0]])
+    cost = cost_of(HungarianMatcher(0.0, 20.0, 1.0), torch.zeros(2, 3), masks, target([0], true[:, None]))
+    rows = masks.flatten(1).double()
+    expected = 20 * focal_cost(rows, true.double()) + dice_cost(rows, true.double())
+    torch.testing.assert_close(cost, expected.float(), rtol=1e-5, atol=1e-6 * extreme)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads_gives_the_same_costs(threads: int) -> None:
+    predictions, targets = step_of([3], predictions=1)  # of 64 pixels
+    expected = plain_cost(
+        HungarianMatcher(), predictions[0]["pred_logits"][0], predictions[0]["pred_masks"][0], targets[0]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        (((cost,),),) = (HungarianMatcher().costs(predictions, targets),)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(cost, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_images_with_and_without_targets_in_one_batch() -> None:
     prediction = {"pred_logits": torch.zeros(2, 3, 3), "pred_masks": torch.zeros(2, 3, 2, 2)}
     empty, full = HungarianMatcher()(
