@@ -41,9 +41,9 @@ Pairs = Sequence[tuple[Tensor, Tensor]]  # of every image: indices of queries an
 Part = tuple[int, Tensor, Tensor]  # some of one image's pairs: image, queries, segments
 Terms = tuple[Tensor, tuple[Tensor, ...], Tensor]
 
-# Six tensors of this many numbers live at a time. A CPU is fastest where they stay in its caches; a GPU wants
-# enough to be busy with.
-PIXELS_AT_ONCE = {"cpu": 2**19, "cuda": 2**22}
+# Six tensors of this many numbers live at a time: enough that starting threads costs a CPU little, and that
+# a GPU is busy.
+PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**22}
 SMALLEST = -80.0  # logits below are taken for it: log σ is still a number there, and its losses are zero
 
 
