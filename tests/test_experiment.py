@@ -121,12 +121,31 @@ def test_what_a_plan_may_not_say(tmp_path, content, said):
     assert "\n" not in str(error.value)
 
 
+def test_some_rows_of_a_plan_need_what_they_are_made_from(tmp_path):
+    rows = {
+        "a": None,
+        "b": {"weights_of": "a"},
+        "c": {"of": "b", "stage": "final"},
+        "d": None,
+    }
+    plan = read_plan(write_plan(tmp_path, rows=rows, seeds=[0, 1]))
+    assert [job.name for job in jobs_of(plan, ["c"])] == ["a_seed0", "b_seed0", "a_seed1", "b_seed1"]
+    assert [job.name for job in jobs_of(plan, ["d"])] == ["d_seed0", "d_seed1"]
+    assert len(jobs_of(plan)) == 6
+    with pytest.raises(InputError, match="the plan trial has no row 'e'; use: a, b, c, d"):
+        jobs_of(plan, ["e"])
+
+
 def test_half_of_another_run_is_not_gone_on_with(tmp_path):
     """The folder of a run that was trained by another schedule is refused, not resumed to another end."""
     plan = read_plan(write_plan(tmp_path, seeds=[0], set={"SOLVER.MAX_ITER": 10}))
     (job, _) = jobs_of(plan)
     job.folder.mkdir(parents=True)
     (job.folder / "config.yaml").write_text(read_config(job.config, job.overrides).dump())
+    assert len(jobs_of(plan)) == 2
+    older = yaml.safe_load((job.folder / "config.yaml").read_text())
+    del older["SOLVER"]["ADAM_EPS"]  # from before there was such a key
+    (job.folder / "config.yaml").write_text(yaml.safe_dump(older))
     assert len(jobs_of(plan)) == 2
     other = read_plan(write_plan(tmp_path, seeds=[0], set={"SOLVER.MAX_ITER": 20}))
     with pytest.raises(InputError, match="holds a run with SOLVER.MAX_ITER 10, and the plan says 20"):

@@ -3,6 +3,7 @@
     python tools/experiment.py plans/toy_relations.yaml --estimate           # hours and memory, nothing else
     python tools/experiment.py plans/toy_relations.yaml --jobs 2             # here, on the CPU, two at a time
     python tools/experiment.py plans/ade20k.yaml --executor slurm --gpus 4 -- --partition gpu
+    python tools/experiment.py plans/toy_relations.yaml --rows baseline pisr # some of it
     python tools/experiment.py plans/toy_relations.yaml --tables             # of what is done so far
 
 What comes after `--` goes to slurm/launch.py as it is. Kill it whenever you like, and call it again: it goes
@@ -39,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--estimate", action="store_true", help="measure a few iterations of each row, print hours and memory"
     )
+    add(
+        "--rows",
+        nargs="+",
+        default=(),
+        metavar="ROW",
+        help="only these, and what they start from (default: all)",
+    )
     add("--iterations", type=int, default=12, help="of --estimate (default: 12)")
     add("--tables", action="store_true", help="only the tables of what is done")
     add("--keep", action="store_true", help="write the results to docs/evidence/NAME")
@@ -68,11 +76,11 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
     """0 when every run is done."""
     launch = Launch(args.executor, args.gpus, tuple(args.launch))
     variables = dict(environment(plan, launch))
-    jobs = jobs_of(plan)
+    jobs = jobs_of(plan, args.rows)
     require_writable(plan.root)
     prepare(plan, variables)
     if args.estimate:
-        print(table(estimate(plan, jobs, launch, variables, args.iterations), args.jobs))
+        print(table(estimate(jobs, launch, variables, args.iterations), args.jobs))
         return 0
     left = [job for job in jobs if job.next_step() is not None]
     print(f"{plan.title}: {len(jobs)} runs, {len(jobs) - len(left)} done", flush=True)

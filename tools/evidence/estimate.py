@@ -14,7 +14,6 @@ from tqdm import tqdm
 from mask_former.errors import InputError
 from tools._path import ROOT
 from tools.evidence.jobs import Job, Launch
-from tools.evidence.plan import Plan
 from tools.evidence.results import METRICS, metric_rows
 from tools.evidence.schedule import LOG, last_line
 
@@ -37,22 +36,21 @@ class Cost:
 
 
 def estimate(
-    plan: Plan, jobs: Sequence[Job], launch: Launch, variables: Mapping[str, str], iterations: int
+    jobs: Sequence[Job], launch: Launch, variables: Mapping[str, str], iterations: int
 ) -> list[Cost]:
-    """Train each row for `iterations` on this machine, without evaluation, and measure.
+    """Train each row of the jobs for `iterations` on this machine, without evaluation, and measure.
 
     InputError when a row cannot be trained, with what it says.
     """
     costs = []
-    for row in tqdm(plan.trained, unit="row", desc="measuring"):
-        mine = [job for job in jobs if job.folder == plan.folder(row.name, plan.seeds[0])][0]
-        names = {plan.folder(row.name, seed).name for seed in plan.seeds}
-        left = sum(job.next_step() is not None for job in jobs if job.name in names)
-        folder = plan.root / "estimate" / row.name
-        rows = _train(mine, folder, launch, variables, iterations)
+    for name in tqdm(dict.fromkeys(job.row for job in jobs), unit="row", desc="measuring"):
+        mine = [job for job in jobs if job.row == name]
+        left = sum(job.next_step() is not None for job in mine)
+        folder = mine[0].folder.parent / "estimate" / name
+        rows = _train(mine[0], folder, launch, variables, iterations)
         times = [entry["time"] for entry in rows[WARMUP:] if "time" in entry]
         memory = max(entry.get("memory_mb", 0.0) for entry in rows)
-        costs.append(Cost(row.name, statistics.median(times), memory, mine.max_iter, left))
+        costs.append(Cost(name, statistics.median(times), memory, mine[0].max_iter, left))
         shutil.rmtree(folder)
     return costs
 

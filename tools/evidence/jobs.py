@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detectron2.config import CfgNode
+
 from mask_former.data.catalog import datasets_root
 from mask_former.errors import InputError
 from slurm.submission import is_locked
@@ -38,6 +40,7 @@ class Job:
     """A run, and what it has to become."""
 
     name: str  # ROW_seedN
+    row: str
     folder: Path
     config: Path
     overrides: tuple[str, ...]
@@ -81,24 +84,28 @@ def is_trained(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() and isinstance(read_run(folder), Result)
 
 
-def jobs_of(plan: Plan) -> list[Job]:
-    """All runs of a plan, seed by seed, so that an early table has all rows.
+def jobs_of(plan: Plan, rows: Sequence[str] = ()) -> list[Job]:
+    """All runs of a plan, or those that `rows` need, seed by seed, so that an early table has all rows.
 
     InputError when a configuration does not fit, or a folder holds a run of another one.
     """
+    needed = plan.needed(rows or list(plan.rows))
     jobs = []
     for seed in plan.seeds:
         for row in plan.trained:
+            if row.name not in needed:
+                continue
             assert row.config is not None
             overrides = plan.overrides(row, seed)
             if "OUTPUT_DIR" in overrides[::2]:
                 raise InputError(f"row {row.name}: OUTPUT_DIR is the plan's business; set its `root` instead")
             cfg = read_config(row.config, overrides)
             folder = plan.folder(row.name, seed)
-            _require_same(folder, cfg.dump())
+            _require_same(folder, cfg)
             jobs.append(
                 Job(
                     name=folder.name,
+                    row=row.name,
                     folder=folder,
                     config=row.config,
                     overrides=tuple(overrides),
@@ -110,12 +117,15 @@ def jobs_of(plan: Plan) -> list[Job]:
     return jobs
 
 
-def _require_same(folder: Path, wanted: str) -> None:
-    """A run that is there must be the one that the plan means: half of another schedule is no run of it."""
+def _require_same(folder: Path, wanted: CfgNode) -> None:
+    """A run that is there must be the one that the plan means: half of another schedule is no run of it.
+
+    A key that is newer than the run has its default there.
+    """
     file = folder / CONFIG_FILE
     if not file.is_file():
         return
-    different = config_difference(file.read_text(errors="replace"), wanted)
+    different = config_difference(read_config(file).dump(), wanted.dump())
     if different:
         key, before, now = different[0]
         raise InputError(

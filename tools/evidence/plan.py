@@ -85,6 +85,23 @@ class Plan:
         """Names of trained rows whose models are measured at other stages too."""
         return {row.of for row in self.rows.values() if row.of is not None and row.stage != FINAL}
 
+    def needed(self, names: Sequence[str]) -> set[str]:
+        """Names of the rows that are trained for the rows `names`: themselves, or what they are made from.
+
+        InputError where the plan has no such row.
+        """
+        found: set[str] = set()
+        left = list(names)
+        while left:
+            name = left.pop()
+            if name not in self.rows:
+                raise InputError(f"the plan {self.name} has no row {name!r}; use: {', '.join(self.rows)}")
+            row = self.rows[name]
+            if row.of is None:
+                found.add(name)
+            left += [other for other in (row.of, row.weights_of) if other is not None]
+        return found
+
     def folder(self, row: str, seed: int) -> Path:
         return self.root / f"{row}_seed{seed}"
 
