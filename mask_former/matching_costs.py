@@ -123,7 +123,7 @@ def _terms(x: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
 def _log(p: Tensor, x: Tensor, out: Tensor) -> None:
     """log p of p = σ(x) into `out`; x itself where p is too small a number."""
     smallest = torch.finfo(p.dtype).tiny
-    if p.device.type == "cpu" and not p.amin() < smallest:  # there is none; another device would have to wait
+    if p.device.type == "cpu" and p.amin() >= smallest:  # there is none; another device would have to wait
         torch.log(p, out=out)
         return
     torch.clamp(p, min=smallest, out=out).log_()
@@ -132,7 +132,8 @@ def _log(p: Tensor, x: Tensor, out: Tensor) -> None:
 
 def _product(rows: Tensor, columns: Tensor) -> Tensor:
     """R×P times P×T. Of so few columns, a CPU's threads share the pixels better than the rows."""
-    parts = math.gcd(len(columns), torch.get_num_threads()) if rows.device.type == "cpu" else 1
+    threads = torch.get_num_threads() if rows.device.type == "cpu" else 1
+    parts = max(count for count in range(1, threads + 1) if len(columns) % count == 0)
     if parts == 1:
         return rows @ columns
     by_part = rows.unflatten(1, (parts, -1)).transpose(0, 1)  # parts × R × P/parts, a view

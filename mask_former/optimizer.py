@@ -1,5 +1,6 @@
 """Optimiser, clipping and learning-rate schedule: which parameter gets which rate and weight decay."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import Tensor, nn
 
 from mask_former.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 NORMS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
@@ -84,12 +87,13 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 
 def part_multipliers(cfg: CfgNode) -> dict[str, float]:
-    """By part, of every SOLVER.PART_MULTIPLIER; a part at 1 learns as all else does."""
-    return {
+    """By part, of every SOLVER.PART_MULTIPLIER; but for the backbone, what is at 1 is no part of its own."""
+    values = {
         name.removesuffix(MULTIPLIER).lower(): value
         for name, value in cfg.SOLVER.items()
-        if name.endswith(MULTIPLIER) and value != 1
+        if name.endswith(MULTIPLIER)
     }
+    return {part: value for part, value in values.items() if value != 1 or part == "backbone"}
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -101,14 +105,19 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in OPTIMIZERS:
         raise InputError(f"SOLVER.OPTIMIZER is {solver.OPTIMIZER!r}; use one of: {', '.join(OPTIMIZERS)}")
+    multipliers = part_multipliers(cfg)
     groups = parameter_groups(
         model,
         lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
-        multipliers=part_multipliers(cfg),
+        multipliers=multipliers,
         weight_decay_norm=solver.WEIGHT_DECAY_NORM,
         weight_decay_embed=solver.WEIGHT_DECAY_EMBED,
     )
+    for part in multipliers.keys() - {group["part"] for group in groups}:
+        logger.warning(
+            "SOLVER.%s%s has no effect: no parameter of a %s learns", part.upper(), MULTIPLIER, part
+        )
     options = {
         "ADAMW": {"eps": solver.ADAM_EPS},
         "SGD": {"momentum": solver.MOMENTUM, "nesterov": solver.NESTEROV},

@@ -94,7 +94,8 @@ class PISRSettings:
 def add_pisr_config(cfg: Any) -> None:
     """Add MODEL.PISR with every key and default of PISRSettings to a detectron2 CfgNode, in place.
 
-    And SOLVER.PISR_MULTIPLIER, the learning rate of PISR's own parameters relative to BASE_LR.
+    And SOLVER.PISR_MULTIPLIER, the learning rate of PISR's own parameters relative to BASE_LR, which
+    mask_former's optimiser gives to the modules called `pisr`.
     """
     node = type(cfg)()
     for field in fields(PISRSettings):

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
+from mask_former.data.id_map import read_id_map, write_id_map
 from mask_former.errors import InputError
 from tests.toy_run import TINY, render
+from tools import experiment
 from tools.evidence.jobs import Launch, jobs_of, prepare_command
+from tools.evidence.merge_categories import main as merge_categories
 from tools.evidence.merge_categories import merged_categories, merged_segments, most_frequent
 from tools.evidence.paper import ROWS as PAPER_ROWS
 from tools.evidence.plan import read_plan
@@ -171,10 +174,62 @@ def test_super_categories_by_hand():
     annotations = [{"segments_info": [{"category_id": c} for c in some]} for some in ([2, 2, 2, 7], [9])]
     left, new_of = most_frequent(merged, new_of, annotations, 1)
     assert [(c["id"], c["name"]) for c in left] == [(1, "ground")], "in two images, vehicles in one"
-    assert new_of == {7: 1, 9: 1}
+    assert new_of == {2: None, 5: None, 7: 1, 9: 1}
     new, kept = merged_segments(ids, segments, new_of, set())
     assert new.tolist() == [[0, 0], [20, 20]], "what has no class is void"
     assert [(s["id"], s["category_id"]) for s in kept] == [(20, 1)]
+
+
+def write_split(folder: Path, split: str, categories: list[dict], used: list[int]) -> None:
+    """One image with a segment of each category in `used`."""
+    segments = [{"id": number, "category_id": c} for number, c in enumerate(used, start=1)]
+    annotation = {"image_id": 1, "file_name": "1.png", "segments_info": segments}
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 1, "width": len(used)}],
+        "annotations": [annotation],
+        "categories": categories,
+    }
+    (folder / f"panoptic_{split}").mkdir(parents=True)
+    write_id_map(folder / f"panoptic_{split}" / "1.png", np.arange(1, len(used) + 1, dtype=np.int32)[None])
+    (folder / f"panoptic_{split}.json").write_text(json.dumps(content))
+
+
+def test_two_splits_get_the_most_frequent_classes_of_the_first(tmp_path, capsys):
+    source, output = tmp_path / "coco", tmp_path / "merged"
+    categories = [
+        {"id": 1, "name": "car", "supercategory": "vehicle", "isthing": 1},
+        {"id": 2, "name": "sand", "supercategory": "ground", "isthing": 0},
+    ]
+    write_split(source, "train", categories, [2])
+    write_split(source, "val", categories, [1, 2])
+    both = [str(source), str(output), "train", "val"]
+    merge_categories([*both, "--most-frequent", "1"])
+    assert "1 classes: ground" in capsys.readouterr().out
+    val = json.loads((output / "panoptic_val.json").read_text())
+    assert [s["category_id"] for s in val["annotations"][0]["segments_info"]] == [1]
+    assert read_id_map(output / "panoptic_val" / "1.png").tolist() == [[0, 2]]
+    with pytest.raises(InputError, match="has other classes already"):
+        merge_categories(both)
+    with pytest.raises(InputError, match="--most-frequent 2: the images have 1 super-categories only"):
+        merge_categories([*both, "--most-frequent", "2"])
+
+    write_split(source, "other", categories[::-1], [1])
+    with pytest.raises(InputError, match="panoptic_other.json: has other categories than the first split"):
+        merge_categories([str(source), str(tmp_path / "new"), "train", "other"])
+    write_split(source, "unknown", categories, [1, 9])
+    with pytest.raises(InputError, match="1.png has a segment of the category 9, which the file"):
+        merge_categories([str(source), str(tmp_path / "new"), "train", "unknown"])
+
+
+def test_arguments_of_the_launcher_come_after_two_dashes(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(experiment, "run", lambda plan, args, launch: given.append((args, launch)) or 0)
+    path = write_plan(tmp_path)
+    experiment.main([str(path), "--executor", "slurm", "--rows", "pisr", "--", "--partition", "gpu"])
+    ((args, launch),) = given
+    assert (args.rows, launch) == (["pisr"], ("--partition", "gpu"))
+    with pytest.raises(InputError, match="--tables shows every row"):
+        experiment.main([str(path), "--tables", "--rows", "pisr"])
 
 
 def processes_naming(text: str) -> list[int]:

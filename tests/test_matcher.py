@@ -135,7 +135,7 @@ def test_costs_of_very_sure_predictions_are_exact(extreme: float) -> None:
     torch.testing.assert_close(cost, expected.float(), rtol=1e-5, atol=1e-6 * extreme)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_any_number_of_threads_gives_the_same_costs(threads: int) -> None:
     predictions, targets = step_of([3], predictions=1)  # of 64 pixels
     expected = plain_cost(
@@ -144,10 +144,17 @@ def test_any_number_of_threads_gives_the_same_costs(threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        (((cost,),),) = (HungarianMatcher().costs(predictions, targets),)
+        cost = HungarianMatcher().costs(predictions, targets)[0][0]
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(cost, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_query_that_is_not_finite_leaves_the_others_their_costs() -> None:
+    masks = torch.tensor([[[math.nan, 1.0]], [[-1e4, 1.0]], [[1.0, 2.0]]])
+    true = target([0], torch.tensor([[[1, 0]]]))
+    cost = cost_of(HungarianMatcher(), torch.zeros(3, 3), masks, true)
+    assert cost.isfinite().flatten().tolist() == [False, True, True]
 
 
 def test_images_with_and_without_targets_in_one_batch() -> None:

@@ -10,7 +10,7 @@ from mask_former.config import load_config
 from mask_former.optimizer import build_optimizer, learning_rates
 from pisr_maskformer import PISRSettings, add_pisr_config
 from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor, TwoStageSetCriterion
-from tests.tiny import resnet
+from tests.tiny import resnet, tiny_model
 from tests.tiny_pisr import CONFIGS, batch, overrides, tiny_pisr
 
 ROWS = sorted((CONFIGS / "ablations").glob("*.yaml"))
@@ -73,6 +73,14 @@ def test_pisrs_own_parameters_may_learn_faster():
     assert learning_rates(optimizer) == pytest.approx(expected)
     fast = {id(p) for group in optimizer.param_groups if group["part"] == "pisr" for p in group["params"]}
     assert fast == {id(p) for p in model.sem_seg_head.predictor.pisr.parameters()}
+
+
+def test_a_rate_for_a_part_that_is_not_there_is_told(caplog):
+    cfg = load_config(CONFIGS / "toy" / "maskformer_tiny.yaml", extend=[add_pisr_config])
+    cfg.merge_from_list(overrides({"SOLVER.PISR_MULTIPLIER": 3.0}))
+    optimizer = build_optimizer(cfg, tiny_model())
+    assert "SOLVER.PISR_MULTIPLIER has no effect" in caplog.text
+    assert {group["part"] for group in optimizer.param_groups} == {"head", "backbone"}
 
 
 def train_in_parallel(rank, meeting_place):

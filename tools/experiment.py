@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     add("--iterations", type=int, default=12, help="of --estimate (default: 12)")
     add("--tables", action="store_true", help="only the tables of what is done")
     add("--keep", action="store_true", help="write the results to docs/evidence/NAME")
-    add("launch", nargs="*", metavar="-- ARGUMENT", help="further arguments of slurm/launch.py")
+    arguments.epilog = "arguments after -- are those of slurm/launch.py"
     return arguments
 
 
@@ -72,9 +72,9 @@ def prepare(plan: Plan, variables: dict[str, str]) -> None:
         raise InputError(f"the plan's `prepare` failed: {' '.join(command[1:])}; see what it says above")
 
 
-def run(plan: Plan, args: argparse.Namespace) -> int:
+def run(plan: Plan, args: argparse.Namespace, launch_arguments: tuple[str, ...]) -> int:
     """0 when every run is done."""
-    launch = Launch(args.executor, args.gpus, tuple(args.launch))
+    launch = Launch(args.executor, args.gpus, launch_arguments)
     variables = dict(environment(plan, launch))
     jobs = jobs_of(plan, args.rows)
     require_writable(plan.root)
@@ -94,16 +94,20 @@ def run(plan: Plan, args: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
+    args = parser().parse_args(given[:end])
     for name, least in (("jobs", 1), ("gpus", 0), ("iterations", 5)):
         if getattr(args, name) < least:
             raise InputError(f"--{name} {getattr(args, name)}: use at least {least}")
     plan = read_plan(args.plan)
+    if args.tables and args.rows:
+        raise InputError("--tables shows every row that has been run; leave out --rows")
     if args.tables:
         tables(plan, args.keep)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, like Ctrl-C
-    return run(plan, args)
+    return run(plan, args, tuple(given[end + 1 :]))
 
 
 if __name__ == "__main__":

@@ -42,34 +42,43 @@ def most_frequent(
     new_of: Mapping[int, int],
     annotations: Sequence[Mapping[str, Any]],
     count: int,
-) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """What `merged_categories` gives, of the `count` classes that most images have, ids from 1 again."""
+) -> tuple[list[dict[str, Any]], dict[int, int | None]]:
+    """What `merged_categories` gives, of the `count` classes that most images have, ids from 1 again.
+
+    Where as many images have two classes, the one that comes first in the annotations. The other categories
+    have None. InputError where there are fewer classes.
+    """
     images = Counter(
         new
         for annotation in annotations
-        for new in {new_of[segment["category_id"]] for segment in annotation["segments_info"]}
+        for new in sorted({new_of[segment["category_id"]] for segment in annotation["segments_info"]})
     )
+    if len(images) < count:
+        raise InputError(f"--most-frequent {count}: the images have {len(images)} super-categories only")
     kept = {number for number, _ in images.most_common(count)}
     left = [category for category in merged if category["id"] in kept]
     number = {category["id"]: place for place, category in enumerate(left, start=1)}
     return (
         [{**category, "id": number[category["id"]]} for category in left],
-        {old: number[new] for old, new in new_of.items() if new in kept},
+        {old: number.get(new) for old, new in new_of.items()},
     )
 
 
 def merged_segments(
-    ids: np.ndarray, segments: Sequence[Mapping[str, Any]], new_of: Mapping[int, int], things: set[int]
+    ids: np.ndarray,
+    segments: Sequence[Mapping[str, Any]],
+    new_of: Mapping[int, int | None],
+    things: set[int],
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """int32 H×W ids and segments with the new classes (`things`: new ids); one segment a stuff class.
 
-    A segment whose class has no new one becomes void.
+    A segment whose new class is None becomes void.
     """
     ids = ids.copy()
     kept: list[dict[str, Any]] = []
     stuff: dict[int, int] = {}  # new class -> id of its segment
     for segment in segments:
-        category = new_of.get(segment["category_id"])
+        category = new_of[segment["category_id"]]
         if category is None:
             ids[ids == segment["id"]] = 0
             continue
@@ -82,19 +91,33 @@ def merged_segments(
     return ids, kept
 
 
-def classes_of(source: Path, split: str, most: int | None) -> tuple[list[dict[str, Any]], dict[int, int]]:
-    """The new classes by the categories, and with `most` by the images, of one split."""
+def read_split(source: Path, split: str, categories: Any = None) -> dict[str, Any]:
+    """Its JSON. InputError if its categories are not `categories` (where given), or a segment has another."""
     json_file = source / f"panoptic_{split}.json"
     content = read_panoptic_json(json_file)
-    merged, new_of = merged_categories(checked_categories(content, json_file))
-    return (merged, new_of) if most is None else most_frequent(merged, new_of, content["annotations"], most)
+    checked = checked_categories(content, json_file)
+    if categories is not None and content["categories"] != categories:
+        raise InputError(f"{json_file}: has other categories than the first split")
+    known = {category["id"] for category in checked}
+    for annotation in content["annotations"]:
+        for segment in annotation["segments_info"]:
+            if segment["category_id"] not in known:
+                raise InputError(
+                    f"{json_file}: {annotation['file_name']} has a segment of the category "
+                    f"{segment['category_id']}, which the file does not list"
+                )
+    return content
 
 
 def merge_split(
-    source: Path, output: Path, split: str, merged: Sequence[dict[str, Any]], new_of: Mapping[int, int]
+    source: Path,
+    output: Path,
+    split: str,
+    content: Mapping[str, Any],
+    merged: Sequence[dict[str, Any]],
+    new_of: Mapping[int, int | None],
 ) -> None:
     """Write one split; the JSON comes last, so that one that is there means that all is there."""
-    content = read_panoptic_json(source / f"panoptic_{split}.json")
     things = {category["id"] for category in merged if category["isthing"]}
     pngs = require_writable(output / f"panoptic_{split}")
     annotations = []
@@ -105,6 +128,25 @@ def merge_split(
         annotations.append({**annotation, "segments_info": segments})
     new = {"images": content["images"], "annotations": annotations, "categories": merged}
     write_json(new, output / f"panoptic_{split}.json", indent=None)
+
+
+def merge(source: Path, output: Path, splits: Sequence[str], most: int | None) -> list[dict[str, Any]]:
+    """Write what is missing of the splits; the new categories."""
+    first = read_split(source, splits[0])
+    merged, of_all = merged_categories(first["categories"])
+    new_of: Mapping[int, int | None] = of_all
+    if most is not None:
+        merged, new_of = most_frequent(merged, of_all, first["annotations"], most)
+    there = [split for split in splits if (output / f"panoptic_{split}.json").is_file()]
+    for split in there:
+        file = output / f"panoptic_{split}.json"
+        if read_panoptic_json(file)["categories"] != merged:
+            raise InputError(f"{file}: has other classes already; delete it, or choose another folder")
+    for split in splits:
+        if split not in there:
+            content = first if split == splits[0] else read_split(source, split, first["categories"])
+            merge_split(source, output, split, content, merged, new_of)
+    return merged
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -120,14 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InputError(f"--most-frequent {args.most_frequent}: keep one class at least")
     if args.output.resolve() == args.source.resolve():
         raise InputError(f"{args.output}: would be written over its own source; choose another folder")
-    merged, new_of = classes_of(args.source, args.splits[0], args.most_frequent)
-    for split in args.splits:
-        there = args.output / f"panoptic_{split}.json"
-        if there.is_file() and read_panoptic_json(there)["categories"] != merged:
-            raise InputError(f"{there}: has other classes already; delete it, or choose another folder")
-        if not there.is_file():
-            merge_split(args.source, args.output, split, merged, new_of)
-    print(f"{len(merged)} classes: {', '.join(category['name'] for category in merged)}")
+    classes = merge(args.source, args.output, args.splits, args.most_frequent)
+    print(f"{len(classes)} classes: {', '.join(category['name'] for category in classes)}")
 
 
 if __name__ == "__main__":
