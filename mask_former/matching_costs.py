@@ -113,21 +113,12 @@ def _terms(x: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
     assert FOCAL_GAMMA == 2
     difference, p, log, outside = work
     torch.sigmoid(x, out=p)
-    _log(p, x, log)
+    torch.clamp(p, min=torch.finfo(p.dtype).tiny, out=log).log_()
+    torch.minimum(log, x, out=log)  # where p is too small a number, log p = x
     torch.sub(x, log, out=outside).mul_(torch.mul(p, p, out=difference))
     torch.sub(1, p, out=difference).square_()
     torch.addcmul(outside, difference, log, value=FOCAL_ALPHA / (1 - FOCAL_ALPHA), out=difference)
     return outside.sum(dim=1), p.sum(dim=1)
-
-
-def _log(p: Tensor, x: Tensor, out: Tensor) -> None:
-    """log p of p = σ(x) into `out`; x itself where p is too small a number."""
-    smallest = torch.finfo(p.dtype).tiny
-    if p.device.type == "cpu" and p.amin() >= smallest:  # there is none; another device would have to wait
-        torch.log(p, out=out)
-        return
-    torch.clamp(p, min=smallest, out=out).log_()
-    torch.minimum(out, x, out=out)
 
 
 def _product(rows: Tensor, columns: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PIECE = 8192  # pixels: 8 MiB of 256 channels in float32
+PIECE = 4096  # pixels: 4 MiB of 256 channels in float32
 
 
 class FeatureMoments(NamedTuple):
