@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +25,7 @@ from slurm.store import client, open_store, short
 
 GROUP_TIMEOUT = timedelta(minutes=60)  # an evaluation in which the main process works alone must fit
 TEST_SPARE = timedelta(seconds=60)  # of NCCL's own watchdog, which ends a process without a line
+LOOK_SECONDS = 5.0  # for all to say that something failed, and then to see who has not said so
 ORDERLY_SECONDS = 2.0  # for a late process to raise, before it is ended where it hangs
 
 
@@ -145,7 +146,7 @@ def _wait_for_all(store: dist.TCPStore, place: Place, patience: float) -> None:
     """Rank 0 tells the others whether all have come: "" or who has not."""
     store.set(f"come {place.rank}", socket.gethostname())
     if place.rank == 0:
-        missing = _wait_for(store, "come", place, patience)
+        missing = _wait_for(store, "come", range(place.size), patience)
         said = ""
         if missing:
             said = (
@@ -159,10 +160,10 @@ def _wait_for_all(store: dist.TCPStore, place: Place, patience: float) -> None:
         raise Unmet(said)
 
 
-def _wait_for(store: dist.TCPStore, what: str, place: Place, patience: float) -> list[int]:
-    """Ranks that have not set their key of this kind when `patience` is over."""
+def _wait_for(store: dist.TCPStore, what: str, ranks: Iterable[int], patience: float) -> list[int]:
+    """Those of the ranks that have not set their key of this kind when `patience` is over."""
     deadline = time.monotonic() + patience
-    missing = list(range(place.size))
+    missing = list(ranks)
     while missing:
         missing = [rank for rank in missing if not store.check([f"{what} {rank}"])]
         if time.monotonic() > deadline:
@@ -206,7 +207,11 @@ def _unreachable(store: dist.TCPStore | None, place: Place, backend: str, what: 
     if store is not None:
         with suppress(RuntimeError):
             store.set(f"{what} {place.rank}", "in vain")  # those that do not even say so are gone
-            missing = _wait_for(store, what, place, 5.0)
+            missing = _wait_for(store, what, range(place.size), LOOK_SECONDS)
+            looked = f"{what}, looked"
+            store.set(f"{looked} {place.rank}", "")
+            if place.rank == 0:  # the store ends with it, and whoever asks later would miss rank 0
+                _wait_for(store, looked, set(range(place.size)) - set(missing), LOOK_SECONDS)
     who = f"{_named(missing, place)} is missing" if missing else "all processes have come"
     variable = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
     return (

@@ -164,9 +164,7 @@ def test_all_find_each_other_or_name_who_is_missing(tmp_path: Path) -> None:
     assert left == (9, "") and code == 2
     assert "the first all-reduce by gloo failed" in line and "rank 1 on host localhost is missing" in line
     for code, line in said["hanging"]:
-        assert code == 1 and "the first all-reduce by gloo failed (it hangs after 4 s); " in line, line
-        # On a busy machine rank 0, which all ask, may have ended a moment before rank 1 does so.
-        assert "; all" in line or "; rank 0 on host localhost is missing" in line, line
+        assert code == 1 and "the first all-reduce by gloo failed (it hangs after 4 s); all" in line, line
     ((code, line),) = said["hanging and failing"]
     assert (code, line) == (1, "")
     assert said["objects"] == [(0, "0 1 False 0:07:00")] * 2  # not torch's half an hour
