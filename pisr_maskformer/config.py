@@ -44,6 +44,9 @@ class PISRSettings:
     slot_order: str = "query"
     # Multiply the semantic encoding of class c by max_q P_qc: an absent class gets a short one. **choice**.
     semantic_presence: bool = False
+    # Multiply the encoding of an instance by its score, the highest probability of a thing class: a doubtful
+    # instance gets a short one, and class logits get a gradient from it. **choice**.
+    instance_presence: bool = True
 
     # --- Reweighting, Section 3.3 and Table B.1 ---
     # "explicit" (w = sigmoid(MLP(E_pan)), E~ = w * E_pan), "implicit" (E~ = MLP(E_pan)), "separate" (linear

@@ -118,7 +118,7 @@ class PanopticEncoder(nn.Module):
     Args:
         num_classes: C. thing_ids: the classes that are things, 0..C-1; with none, no instance slot is valid.
         num_instances: N, may be 0. suppression, slot_order: names in SUPPRESSION and SLOT_ORDER.
-        semantic_presence: multiply E_sem[c] by max_q P_qc.
+        semantic_presence: multiply E_sem[c] by max_q P_qc. instance_presence: E_ins[n] by its score.
         direct: evaluate by definition, with S built, instead of from the pooled sums.
     """
 
@@ -133,6 +133,7 @@ class PanopticEncoder(nn.Module):
         suppression: str,
         slot_order: str,
         semantic_presence: bool,
+        instance_presence: bool,
         direct: bool = False,
     ) -> None:
         super().__init__()
@@ -147,6 +148,7 @@ class PanopticEncoder(nn.Module):
         self.suppress = choose(SUPPRESSION, suppression, "suppression")
         self.order = choose(SLOT_ORDER, slot_order, "slot_order")
         self.semantic_presence = semantic_presence
+        self.instance_presence = instance_presence
         self.direct = direct
 
     def gather(
@@ -196,9 +198,9 @@ class PanopticEncoder(nn.Module):
         if self.semantic_presence:
             semantic = semantic * class_probs.amax(dim=1)[..., None]
         assert gathered.instances is not None
-        scores, kept = gathered.scores, gathered.kept
-        # choice: times the score, so that class logits receive gradient.
-        instances = gathered.instances.means() * scores.gather(1, kept)[..., None]
+        kept, instances = gathered.kept, gathered.instances.means()
+        if self.instance_presence:
+            instances = instances * gathered.scores.gather(1, kept)[..., None]
 
         empty_slots = self.num_instances - kept.shape[1]
         encodings = nn.functional.pad(torch.cat([semantic, instances], dim=1), (0, 0, 0, empty_slots))

@@ -90,6 +90,7 @@ class PISR(nn.Module):
             suppression=settings.suppression,
             slot_order=settings.slot_order,
             semantic_presence=settings.semantic_presence,
+            instance_presence=settings.instance_presence,
             direct=direct,
         )
         paths = FEEDBACK[settings.feedback]

@@ -24,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "query": {"feedback": "query"},
     "binary_by_score": {"suppression": "binary", "slot_order": "score"},
     "no_suppression": {"suppression": "none", "semantic_presence": True},
+    "plain_instances": {"instance_presence": False},
     "cosine_matmul": {"f1": "cosine"},
     "matmul_cosine": {"f2": "cosine"},
     "l2_l2": {"f1": "l2", "f2": "l2"},

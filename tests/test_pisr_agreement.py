@@ -12,6 +12,7 @@ AFFINE = [
         "suppression": suppression,
         "slot_order": order,
         "semantic_presence": suppression == "none",
+        "instance_presence": suppression != "binary",
         "feedback": feedback,
     }
     for suppression, order, feedback in (

@@ -26,6 +26,7 @@ def encoder(**options):
         "suppression": "none",
         "slot_order": "query",
         "semantic_presence": False,
+        "instance_presence": True,
     }
     return PanopticEncoder(**{**chosen, **options})
 
@@ -78,6 +79,13 @@ def test_presence_shortens_the_encoding_of_an_absent_class():
     weighed = encode(encoder(semantic_presence=True)).encodings
     torch.testing.assert_close(weighed[0, :2], plain[0, :2] * torch.tensor([[0.75], [0.5]]))
     torch.testing.assert_close(weighed[0, 2:], plain[0, 2:])
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_without_presence_an_instance_is_the_plain_mean(direct):
+    plain = encode(encoder(instance_presence=False, direct=direct)).encodings
+    torch.testing.assert_close(plain[0, 2:], torch.tensor([[1.0, 0.0], [2.0, 2.0]]))
+    torch.testing.assert_close(plain[0, :2], encode(encoder(direct=direct)).encodings[0, :2])
 
 
 def test_slots_beyond_the_queries_are_zero_and_invalid():
