@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from mask_former.data.toy_scenes import (
-    AMBIGUOUS_PAIRS,
-    CATEGORIES,
-    DISC_LOOKS,
-    Scene,
-    Segment,
-    render_scene,
-)
+from mask_former.data.toy_scenes import COARSE, FINE, GENRES, Scene, Segment, render_scene
 from mask_former.data.toy_scenes.classes import STUFF
 from mask_former.data.toy_scenes.scene import MIN_PIXELS, visible_segments
 from mask_former.data.toy_scenes.sprites import Sprite
@@ -23,17 +16,25 @@ from mask_former.data.toy_scenes.story import TWIN_PAIR_ODDS
 from mask_former.errors import InputError
 
 SIZE = 96
-NAMES = {category["id"]: category["name"] for category in CATEGORIES}
-IDS = {category["name"]: category["id"] for category in CATEGORIES}
+IDS = COARSE.ids()
+# The kind of either vocabulary's category: "boat" of "boat" and of "cabin boat".
+NAMES = {
+    category["id"]: category["name"].split(" ")[-1] for category in [*COARSE.categories, *FINE.categories]
+}
 
 
-@pytest.fixture(scope="module", params=DISC_LOOKS)
-def scenes(request) -> list[Scene]:
-    return [render_scene(5, "train", index, SIZE, request.param) for index in range(240)]
+@pytest.fixture(scope="module", params=GENRES)
+def genre(request) -> str:
+    return request.param
 
 
-def named(scene: Scene, *names: str) -> list[Segment]:
-    return [segment for segment in scene.segments if NAMES[segment.category_id] in names]
+@pytest.fixture(scope="module")
+def scenes(genre) -> list[Scene]:
+    return [render_scene(5, "train", index, SIZE, genre) for index in range(240)]
+
+
+def named(scene: Scene, *kinds: str) -> list[Segment]:
+    return [segment for segment in scene.segments if NAMES[segment.category_id] in kinds]
 
 
 def ring_around(scene: Scene, segment: Segment) -> np.ndarray:
@@ -78,9 +79,9 @@ def test_impossible_scenes_are_refused(arguments):
         render_scene(*arguments)
 
 
-def test_every_class_appears_and_stuff_has_one_segment(scenes):
-    counts = Counter(NAMES[segment.category_id] for scene in scenes for segment in scene.segments)
-    assert set(counts) == set(IDS)
+def test_every_class_appears_and_stuff_has_one_segment(scenes, genre):
+    found = {segment.category_id for scene in scenes for segment in scene.segments}
+    assert found == set(GENRES[genre].vocabulary.ids().values())
     for scene in scenes:
         stuff = [segment.category_id for segment in named(scene, *STUFF)]
         assert len(stuff) == len(set(stuff))
@@ -155,21 +156,47 @@ def test_twins_can_be_found_by_their_pixels(scenes):
     assert max(gaps[True]) < min(gaps[False])
 
 
-def test_all_discs_are_far_apart_and_show(scenes):
+def test_all_discs_are_far_apart_and_show(scenes, genre):
+    least = {"marked": 0.3, "plain": 0.3, "rich": 0.2}[genre]
     for scene in scenes:
         discs = named(scene, "ball", "wheel")
         centres = [np.array(d.bbox[:2]) + np.array(d.bbox[2:]) / 2 for d in discs]
         for i, first in enumerate(centres):
-            assert all(np.linalg.norm(first - second) > 0.3 * SIZE for second in centres[:i])
+            assert all(np.linalg.norm(first - second) > least * SIZE for second in centres[:i])
         assert all(disc.area > 0.65 * np.pi / 4 * disc.look.size**2 for disc in discs)
 
 
 def test_ambiguous_classes_are_balanced(scenes):
     counts = Counter(NAMES[segment.category_id] for scene in scenes for segment in scene.segments)
-    for pair in AMBIGUOUS_PAIRS:
+    for pair in COARSE.pairs:
         total = counts[pair.first] + counts[pair.second]
         assert total > 300
         assert abs(counts[pair.first] / total - 0.5) < 0.08
+
+
+def test_the_fine_vocabulary_names_what_is_seen_and_what_is_not():
+    scenes = [render_scene(5, "train", index, SIZE, "rich") for index in range(240)]
+    names = {category_id: name for name, category_id in FINE.ids().items()}
+    counts = Counter()
+    for scene in scenes:
+        for segment in named(scene, "boat", "cart", "ball", "wheel"):
+            name = names[segment.category_id]
+            assert name == f"{segment.look.pattern} {NAMES[segment.category_id]}"
+            kind = {"boat": "cart", "cart": "boat", "ball": "wheel", "wheel": "ball"}[name.split(" ")[1]]
+            assert names[segment.mistaken_for] == f"{segment.look.pattern} {kind}"
+            counts[name] += 1
+    assert len(FINE.pairs) == 6 and len(counts) == 12
+    for pair in FINE.pairs:  # some 300 things each, so that 0.1 is more than three standard deviations
+        total = counts[pair.first] + counts[pair.second]
+        assert total > 200 and abs(counts[pair.first] / total - 0.5) < 0.1
+
+
+def test_rich_scenes_have_more_things():
+    def things(genre: str) -> float:
+        scenes = [render_scene(5, "val", index, SIZE, genre) for index in range(60)]
+        return sum(segment.look is not None for scene in scenes for segment in scene.segments) / len(scenes)
+
+    assert things("rich") > 1.5 * things("plain")
 
 
 def test_counting_discs_does_not_help():

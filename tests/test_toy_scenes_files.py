@@ -12,13 +12,13 @@ from PIL import Image
 
 from mask_former.config import load_config
 from mask_former.data.coco_panoptic import load_coco_panoptic
-from mask_former.data.toy_scenes import AMBIGUOUS_PAIRS, CATEGORIES, render_scene, write_toy_scenes
+from mask_former.data.toy_scenes import COARSE, FINE, render_scene, write_toy_scenes
 from mask_former.errors import InputError, run_cli
 from tests.real_data import REPOSITORY
 from tools.render_toy_scenes import main, parse_arguments
 
-NAMES = {category["id"]: category["name"] for category in CATEGORIES}
-IDS = {category["name"]: category["id"] for category in CATEGORIES}
+IDS = COARSE.ids()
+NAMES = {category_id: name for name, category_id in IDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def written(tmp_path_factory) -> Path:
 def test_files_hold_the_scenes(written):
     for split, count in (("train", 12), ("val", 4)):
         content = json.loads((written / "annotations" / f"panoptic_{split}.json").read_text())
-        assert content["categories"] == CATEGORIES
+        assert content["categories"] == COARSE.categories
         assert len(content["images"]) == len(content["annotations"]) == count
         for index, (image, annotation) in enumerate(
             zip(content["images"], content["annotations"], strict=True)
@@ -52,16 +52,16 @@ def test_panopticapi_and_the_project_read_them(written):
     folder = str(written / "annotations" / "panoptic_train")
     pairs = [(annotation, annotation) for annotation in annotations["annotations"]]
     result = pq_compute_single_core(
-        0, pairs, folder, folder, {category["id"]: category for category in CATEGORIES}
+        0, pairs, folder, folder, {category["id"]: category for category in COARSE.categories}
     )
-    assert result.pq_average({c["id"]: c for c in CATEGORIES}, isthing=None)[0]["pq"] == 1
+    assert result.pq_average({c["id"]: c for c in COARSE.categories}, isthing=None)[0]["pq"] == 1
     records = load_coco_panoptic(written / "train", written / "annotations" / "panoptic_train.json", folder)
     assert {s["category_id"] for record in records for s in record["segments_info"]} == set(range(12))
 
 
 def test_ambiguous_things_are_listed(written):
     content = json.loads((written / "annotations" / "ambiguous_train.json").read_text())
-    assert [tuple(pair.values()) for pair in content["pairs"]] == list(AMBIGUOUS_PAIRS)
+    assert [tuple(pair.values()) for pair in content["pairs"]] == list(COARSE.pairs)
     rivals = {"boat": "cart", "cart": "boat", "ball": "wheel", "wheel": "ball"}
     panoptic = json.loads((written / "annotations" / "panoptic_train.json").read_text())
     for listed, annotation in zip(content["annotations"], panoptic["annotations"], strict=True):
@@ -104,16 +104,32 @@ def test_the_same_again_does_nothing(written, caplog, capsys):
     assert {path: path.stat().st_mtime_ns for path in written.rglob("*")} == before
 
 
-def test_a_folder_that_does_not_say_its_discs_has_marked_ones(tmp_path):
+def test_rich_scenes_are_written_with_the_fine_vocabulary(tmp_path):
+    write_toy_scenes(tmp_path / "toy", num_train=2, num_val=0, size=96, seed=2, genre="rich")
+    folder = tmp_path / "toy" / "annotations"
+    panoptic = json.loads((folder / "panoptic_train.json").read_text())
+    ambiguous = json.loads((folder / "ambiguous_train.json").read_text())
+    assert panoptic["categories"] == FINE.categories
+    assert [tuple(pair.values()) for pair in ambiguous["pairs"]] == list(FINE.pairs)
+    for index, listed in enumerate(ambiguous["annotations"]):
+        scene = render_scene(2, "train", index, 96, "rich")
+        expected = [segment.id for segment in scene.segments if segment.why is not None]
+        assert [thing["id"] for thing in listed["things"]] == expected
+        png = Image.open(folder / "panoptic_train" / panoptic["annotations"][index]["file_name"])
+        np.testing.assert_array_equal(np.array(png) @ [1, 256, 65536], scene.ids)
+
+
+@pytest.mark.parametrize("older", [{}, {"discs": "marked"}])
+def test_an_older_folder_that_calls_its_genre_otherwise_is_known(tmp_path, older):
     usual = {"output": tmp_path / "toy", "num_train": 2, "num_val": 1, "size": 64, "seed": 0}
     write_toy_scenes(**usual)
     receipt = tmp_path / "toy" / "toy_scenes.json"
     said = json.loads(receipt.read_text())
-    assert said.pop("discs") == "marked"
-    receipt.write_text(json.dumps(said))
+    assert said.pop("genre") == "marked"
+    receipt.write_text(json.dumps(said | older))
     assert not write_toy_scenes(**usual)
     with pytest.raises(InputError, match="rendered with .*'marked'.* not .*'plain'"):
-        write_toy_scenes(**usual, discs="plain")
+        write_toy_scenes(**usual, genre="plain")
 
 
 def test_foreign_and_damaged_folders_are_refused(tmp_path):
@@ -138,7 +154,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"num_train": -1}, {"num_val": 10**7}, {"size": 32}, {"seed": -1}, {"workers": 0}, {"discs": "round"}],
+    [{"num_train": -1}, {"num_val": 10**7}, {"size": 32}, {"seed": -1}, {"workers": 0}, {"genre": "round"}],
 )
 def test_arguments_out_of_range_are_refused(tmp_path, arguments):
     usual = {"num_train": 1, "num_val": 1, "size": 64, "seed": 0, "workers": 1}

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import _path  # noqa: F401
-from mask_former.data.toy_scenes import DISC_LOOKS, write_toy_scenes
+from mask_former.data.toy_scenes import GENRES, write_toy_scenes
 from mask_former.errors import run_cli
 
 
@@ -32,10 +32,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--seed", type=int, default=0, help="another seed, other scenes (default: %(default)s)"
     )
     parser.add_argument(
-        "--discs",
-        choices=sorted(DISC_LOOKS),
+        "--genre",
+        choices=list(GENRES),
         default="marked",
-        help="plain: larger, of four colours, easier to tell (default: %(default)s)",
+        help="plain: larger discs of four colours, easier to tell; rich: more things, 20 classes instead of "
+        "12 (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, default=1, help="processes; the images stay the same")
     return parser.parse_args(arguments)
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
             size=options.size,
             seed=options.seed,
             workers=options.workers,
-            discs=options.discs,
+            genre=options.genre,
             on_image=bar.update,
         )
     if not rendered:

@@ -1,6 +1,12 @@
-"""The categories of the toy scenes and the pairs that only context tells apart."""
+"""The categories of the toy scenes and the pairs that only context tells apart.
 
+What a thing is in a scene ("boat", "tree") is its kind; which category that makes is the vocabulary's matter.
+"""
+
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from mask_former.data.toy_scenes.sprites import DISC_MARKS, HULL_DECKS
 
 
 class AmbiguousPair(NamedTuple):
@@ -30,18 +36,55 @@ CATEGORIES: list[dict] = [
     _category(25, "water", "ground", 0),
     _category(28, "road", "ground", 0),
 ]
-CATEGORY_IDS: dict[str, int] = {category["name"]: category["id"] for category in CATEGORIES}
 STUFF: tuple[str, ...] = tuple(category["name"] for category in CATEGORIES if not category["isthing"])
 
 AMBIGUOUS_PAIRS: tuple[AmbiguousPair, ...] = (
     AmbiguousPair("boat", "cart", "surroundings"),
     AmbiguousPair("ball", "wheel", "twin"),
 )
-# The context that decides the class of a hull: the surface all around it.
+# The context that decides the kind of a hull: the surface all around it.
 HULL_SURFACES: dict[str, str] = {"boat": "water", "cart": "road"}
-# Ambiguous class -> why, and the class it could be mistaken for.
-AMBIGUITY: dict[str, tuple[str, str]] = {
-    name: (pair.why, other)
-    for pair in AMBIGUOUS_PAIRS
-    for name, other in ((pair.first, pair.second), (pair.second, pair.first))
-}
+PATTERNS: dict[str, tuple[str, ...]] = {"hull": tuple(HULL_DECKS), "disc": tuple(DISC_MARKS)}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Categories, the ambiguous pairs among them, and whether a hull or disc is called by its pattern too."""
+
+    categories: list[dict]
+    pairs: tuple[AmbiguousPair, ...]
+    by_pattern: bool = False
+
+    def name(self, kind: str, pattern: str | None = None) -> str:
+        """The category of a thing; `pattern`: of a hull or disc."""
+        return f"{pattern} {kind}" if self.by_pattern and pattern is not None else kind
+
+    def ids(self) -> dict[str, int]:
+        """Category ids by name."""
+        return {category["name"]: category["id"] for category in self.categories}
+
+    def ambiguity(self, name: str) -> tuple[str, str]:
+        """Of an ambiguous class: why it is, and the class it could be mistaken for."""
+        return next(
+            (pair.why, pair.second if name == pair.first else pair.first)
+            for pair in self.pairs
+            if name in (pair.first, pair.second)
+        )
+
+
+def _fine() -> Vocabulary:
+    """A class for every pattern of hulls and discs; their ids follow 30, with gaps."""
+    categories = [c for c in CATEGORIES if c["supercategory"] not in PATTERNS]
+    pairs: list[AmbiguousPair] = []
+    for pair in AMBIGUOUS_PAIRS:
+        (kind,) = {c["supercategory"] for c in CATEGORIES if c["name"] in pair}
+        for pattern in PATTERNS[kind]:
+            names = f"{pattern} {pair.first}", f"{pattern} {pair.second}"
+            first = 31 + 3 * len(pairs)
+            categories += [_category(first + i, name, kind, 1) for i, name in enumerate(names)]
+            pairs.append(AmbiguousPair(*names, pair.why))
+    return Vocabulary(categories, tuple(pairs), by_pattern=True)
+
+
+COARSE = Vocabulary(CATEGORIES, AMBIGUOUS_PAIRS)
+FINE = _fine()

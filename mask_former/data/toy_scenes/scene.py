@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 
 from mask_former.data.id_map import measure_segments
-from mask_former.data.toy_scenes.classes import AMBIGUITY, CATEGORY_IDS, STUFF
+from mask_former.data.toy_scenes.classes import COARSE, STUFF, Vocabulary
 from mask_former.data.toy_scenes.sprites import Look
-from mask_former.data.toy_scenes.stage import Stage, arrange
-from mask_former.data.toy_scenes.story import draw_story
+from mask_former.data.toy_scenes.stage import Actor, Stage, arrange
+from mask_former.data.toy_scenes.story import draw_story, genre_named
 from mask_former.data.toy_scenes.surfaces import paint
 from mask_former.errors import InputError
 
@@ -56,11 +56,11 @@ class Scene:
     segments: list[Segment]
 
 
-def render_scene(seed: int, split: str, index: int, size: int, discs: str = "marked") -> Scene:
+def render_scene(seed: int, split: str, index: int, size: int, genre: str = "marked") -> Scene:
     """Render one square scene of `size` pixels a side, a function of the arguments alone.
 
-    `discs`: of DISC_LOOKS. Raises InputError for an unknown split or kind of discs, a negative seed or index,
-    or a size below 64.
+    `genre`: of GENRES. Raises InputError for an unknown split or genre, a negative seed or index, or a size
+    below 64.
     """
     if split not in SPLITS:
         raise InputError(f"toy scenes: unknown split {split!r}; use one of {', '.join(SPLITS)}")
@@ -71,20 +71,22 @@ def render_scene(seed: int, split: str, index: int, size: int, discs: str = "mar
         )
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     light = rng.uniform(0, 2 * np.pi)
-    stage = arrange(rng, draw_story(rng, size, discs), size, light)
-    ids, segments = visible_segments(stage)
+    chosen = genre_named(genre)
+    stage = arrange(rng, draw_story(rng, size, chosen), size, light)
+    ids, segments = visible_segments(stage, chosen.vocabulary)
     return Scene(_photograph(rng, stage, light), ids, segments)
 
 
-def visible_segments(stage: Stage) -> tuple[np.ndarray, list[Segment]]:
+def visible_segments(stage: Stage, vocabulary: Vocabulary = COARSE) -> tuple[np.ndarray, list[Segment]]:
     """int32 H×W ids and segments of what is seen; specks of fewer than 16 pixels become void, id 0."""
-    names = [*STUFF, *(actor.name for actor in stage.actors)]
+    names = [*STUFF, *(_category(actor, vocabulary) for actor in stage.actors)]
+    category_ids = vocabulary.ids()
     used: dict[str, int] = defaultdict(int)
     owner_ids = np.zeros(len(names), np.int32)
     areas = np.bincount(stage.owners.ravel(), minlength=len(names))
     for owner, name in enumerate(names):
         if areas[owner] >= MIN_PIXELS:
-            owner_ids[owner] = ID_STEP * CATEGORY_IDS[name] + used[name]
+            owner_ids[owner] = ID_STEP * category_ids[name] + used[name]
             used[name] += 1
     ids = owner_ids[stage.owners]
     measured = measure_segments(ids)
@@ -95,20 +97,26 @@ def visible_segments(stage: Stage) -> tuple[np.ndarray, list[Segment]]:
             area, box = measured[segment_id]
             actor = stage.actors[owner - len(STUFF)] if owner >= len(STUFF) else None
             iscrowd = actor.iscrowd if actor else 0
-            context = _context(stage, owner - len(STUFF), owner_ids) if actor and actor.look else {}
-            segments.append(Segment(segment_id, CATEGORY_IDS[name], iscrowd, box, area, **context))
+            context = {}
+            if actor and actor.look:
+                context = _context(stage, owner - len(STUFF), owner_ids, vocabulary)
+            segments.append(Segment(segment_id, category_ids[name], iscrowd, box, area, **context))
     return ids, segments
 
 
-def _context(stage: Stage, number: int, owner_ids: np.ndarray) -> dict:
+def _category(actor: Actor, vocabulary: Vocabulary) -> str:
+    return vocabulary.name(actor.name, actor.look.pattern if actor.look else None)
+
+
+def _context(stage: Stage, number: int, owner_ids: np.ndarray, vocabulary: Vocabulary) -> dict:
     """The fields of a segment that say what decides the class of hull or disc `number`."""
     actor = stage.actors[number]
-    why, other = AMBIGUITY[actor.name]
+    why, other = vocabulary.ambiguity(_category(actor, vocabulary))
     twins = [i for i, rival in enumerate(stage.actors) if i != number and rival.look == actor.look]
     return {
         "look": actor.look,
         "why": why,
-        "mistaken_for": CATEGORY_IDS[other],
+        "mistaken_for": vocabulary.ids()[other],
         "twin": int(owner_ids[len(STUFF) + twins[0]]) if twins else None,
     }
 

@@ -26,7 +26,6 @@ from mask_former.data.toy_scenes.surfaces import Layout, draw_layout
 MIN_VISIBLE = 0.7  # share of every hull and disc that shows, so that no label hangs on something hidden
 MIN_OWN_RING = 0.6  # share of the pixels around a hull that show the surface it is on
 RING_WIDTH = 0.03  # of that ring, and of the margin that no other surface enters; times the side
-MIN_DISC_DISTANCE = 0.35  # between the centres of any two discs, twins or not; times the side
 PLACE_TRIES = 8  # of one thing, before a hull or disc asks for another layout and a landmark is left out
 MAX_LAYOUTS = 1000
 
@@ -82,8 +81,9 @@ def arrange(rng: np.random.Generator, story: Story, size: int, light: float) -> 
     """
     for _ in range(MAX_LAYOUTS):
         stage = _stage(draw_layout(rng, size, story.sky, story.wall, story.grass), [])
+        place_disc = partial(_place_disc, distance=story.disc_distance * size)
         for name, look in [*story.hulls, *story.discs]:
-            place = _place_hull if name in HULL_SURFACES else _place_disc
+            place = _place_hull if name in HULL_SURFACES else place_disc
             extended = _extend(stage, partial(place, rng, stage, name, look, light))
             if extended is None:
                 break
@@ -130,7 +130,9 @@ def _place_hull(rng: np.random.Generator, stage: Stage, name: str, look: Look, l
     return _at_one_of(rng, corners, name, sprite, look)
 
 
-def _place_disc(rng: np.random.Generator, stage: Stage, name: str, look: Look, light: float) -> Actor | None:
+def _place_disc(
+    rng: np.random.Generator, stage: Stage, name: str, look: Look, light: float, *, distance: float
+) -> Actor | None:
     """A disc below the horizon, far from all others and not only from its twin: distance tells nothing.
 
     None when it fits nowhere.
@@ -144,7 +146,7 @@ def _place_disc(rng: np.random.Generator, stage: Stage, name: str, look: Look, l
     for other in stage.actors:
         if other.look is not None and other.name not in HULL_SURFACES:
             row, column = other.centre
-            corners &= np.hypot(rows - row, columns - column) >= MIN_DISC_DISTANCE * size
+            corners &= np.hypot(rows - row, columns - column) >= distance
     return _at_one_of(rng, corners, name, sprite, look)
 
 

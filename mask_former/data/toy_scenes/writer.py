@@ -23,9 +23,9 @@ from pathlib import Path
 import cv2
 
 from mask_former.data.id_map import write_id_map
-from mask_former.data.toy_scenes.classes import AMBIGUOUS_PAIRS, CATEGORIES
+from mask_former.data.toy_scenes.classes import Vocabulary
 from mask_former.data.toy_scenes.scene import MIN_SIZE, SPLITS, Scene, render_scene
-from mask_former.data.toy_scenes.story import disc_looks
+from mask_former.data.toy_scenes.story import genre_named
 from mask_former.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -50,39 +50,39 @@ def write_toy_scenes(
     size: int,
     seed: int,
     workers: int = 1,
-    discs: str = "marked",
+    genre: str = "marked",
     on_image: Callable[[], object] | None = None,
 ) -> bool:
     """Render the data set into `output`; False when it is there already, True when it was rendered now.
 
-    workers: processes; neither they nor the number of images change an image. discs: of DISC_LOOKS.
+    workers: processes; neither they nor the number of images change an image. genre: of GENRES.
     on_image: called after each.
     Raises InputError when `output` holds something else, and for arguments out of range.
     """
     output = Path(output)
     counts = dict(zip(SPLITS, (num_train, num_val), strict=True))
-    _check_arguments(counts, size, seed, workers, discs)
-    receipt = {"version": VERSION, **counts, "size": size, "seed": seed, "discs": discs}
+    _check_arguments(counts, size, seed, workers, genre)
+    receipt = {"version": VERSION, **counts, "size": size, "seed": seed, "genre": genre}
     if _is_there(output, receipt):
         return False
     with _staging_folder(output) as staging:
         for split, count in counts.items():
             for folder in _folders(staging, split):
                 folder.mkdir(parents=True)
-            work = partial(_write_scene, staging, seed, split, size, discs)
+            work = partial(_write_scene, staging, seed, split, size, genre)
             entries = []
             for entry in _map(work, count, workers):
                 entries.append(entry)
                 if on_image is not None:
                     on_image()
-            _write_annotations(staging / "annotations", split, entries)
+            _write_annotations(staging / "annotations", split, entries, genre_named(genre).vocabulary)
         _write_json(staging / RECEIPT, receipt)
         _move_into_place(staging, output, receipt)
     logger.info("rendered %d training and %d validation scenes into %s", num_train, num_val, output)
     return True
 
 
-def _check_arguments(counts: dict[str, int], size: int, seed: int, workers: int, discs: str) -> None:
+def _check_arguments(counts: dict[str, int], size: int, seed: int, workers: int, genre: str) -> None:
     for split, count in counts.items():
         if not 0 <= count <= MAX_IMAGES:
             raise InputError(f"toy scenes: {count} images for {split}; use 0 to {MAX_IMAGES}")
@@ -92,7 +92,7 @@ def _check_arguments(counts: dict[str, int], size: int, seed: int, workers: int,
         raise InputError(f"toy scenes: seed {seed}; use 0 or more")
     if workers < 1:
         raise InputError(f"toy scenes: {workers} workers; use at least 1")
-    disc_looks(discs)
+    genre_named(genre)
 
 
 def _folders(root: Path, split: str) -> tuple[Path, Path]:
@@ -108,8 +108,9 @@ def _is_there(output: Path, receipt: dict) -> bool:
         return False
     mend = "choose another folder, or delete this one to render again"
     try:
-        found = {"discs": "marked"} | json.loads((output / RECEIPT).read_text())  # older ones do not say
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads((output / RECEIPT).read_text())
+        found.setdefault("genre", found.pop("discs", "marked"))  # older ones call it discs, or do not say
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"{output}: is there but was not written by this tool; choose another folder"
         ) from error
@@ -159,9 +160,9 @@ def _map(work: Callable[[int], dict], count: int, workers: int) -> Iterator[dict
         yield from pool.map(work, range(count), chunksize=max(1, min(16, count // workers)))
 
 
-def _write_scene(root: Path, seed: int, split: str, size: int, discs: str, index: int) -> dict:
+def _write_scene(root: Path, seed: int, split: str, size: int, genre: str, index: int) -> dict:
     """Write image and PNG of one scene; its entries for the JSON files."""
-    scene = render_scene(seed, split, index, size, discs)
+    scene = render_scene(seed, split, index, size, genre)
     images, pngs = _folders(root, split)
     image_id = SPLITS.index(split) * MAX_IMAGES + index + 1
     name = f"{image_id:012d}"
@@ -185,16 +186,16 @@ def _ambiguous_things(scene: Scene) -> list[dict]:
     return [{key: getattr(segment, key) for key in keys} for segment in scene.segments if segment.why]
 
 
-def _write_annotations(folder: Path, split: str, entries: list[dict]) -> None:
+def _write_annotations(folder: Path, split: str, entries: list[dict], vocabulary: Vocabulary) -> None:
     panoptic = {
         "info": {"description": "Toy scenes whose context tells what looks cannot", "version": str(VERSION)},
         "licenses": [],
         "images": [entry["image"] for entry in entries],
         "annotations": [entry["annotation"] for entry in entries],
-        "categories": CATEGORIES,
+        "categories": vocabulary.categories,
     }
     ambiguous = {
-        "pairs": [pair._asdict() for pair in AMBIGUOUS_PAIRS],
+        "pairs": [pair._asdict() for pair in vocabulary.pairs],
         "annotations": [entry["ambiguous"] for entry in entries],
     }
     _write_json(folder / f"panoptic_{split}.json", panoptic)
