@@ -26,6 +26,7 @@ from tools.project import read_config
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLANS = sorted((REPOSITORY / "plans").glob("*.yaml"))
 TOY = "configs/toy/maskformer_tiny.yaml"
+SMALL = {key: yaml.safe_load(value) for key, value in TINY.items()} | {"INPUT.MIN_SIZE_TRAIN": [64]}
 
 
 def write_plan(folder: Path, **content) -> Path:
@@ -232,6 +233,29 @@ def test_arguments_of_the_launcher_come_after_two_dashes(tmp_path, monkeypatch):
         experiment.main([str(path), "--tables", "--rows", "pisr"])
 
 
+@pytest.mark.slow
+def test_an_estimate_measures_every_row_and_leaves_no_run(tmp_path, capfd):
+    rows = {"baseline": None, "pisr": {"config": "configs/toy/maskformer_tiny_pisr.yaml"}}
+    content = {"seeds": [0, 1], "set": SMALL | {"SOLVER.MAX_ITER": 7200}, "datasets": str(render(tmp_path))}
+    path = write_plan(tmp_path, rows=rows, **content)
+    assert experiment.main([str(path), "--estimate", "--iterations", "6", "--jobs", "2"]) == 0
+    lines = [line.split() for line in capfd.readouterr().out.splitlines()]
+    found = {words[0]: [float(word) for word in words[1:]] for words in lines if words and words[0] in rows}
+    total = 0.0
+    for seconds, iterations, hours, memory, left, all_hours in (found["baseline"], found["pisr"]):
+        assert (iterations, left) == (7200, 2)
+        assert hours == pytest.approx(2 * seconds, rel=0.02, abs=0.01)
+        assert all_hours == pytest.approx(2 * hours, abs=0.02) and memory > 100
+        total += all_hours
+    ((said, half),) = [(float(words[0]), float(words[5])) for words in lines if "left," in words]
+    assert said == pytest.approx(total, abs=0.1) and half == pytest.approx(total / 2, abs=0.1)
+    assert list((tmp_path / "runs").rglob("metrics.json")) == []
+
+    broken = write_plan(tmp_path, rows={"none": {"set": {"DATASETS.TRAIN": ["toy_none"]}}}, **content)
+    with pytest.raises(InputError, match="none_seed0 cannot be measured: .*toy_none"):
+        experiment.main([str(broken), "--estimate", "--iterations", "6"])
+
+
 def processes_naming(text: str) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -247,13 +271,7 @@ def processes_naming(text: str) -> list[int]:
 @pytest.mark.slow
 def test_stopped_it_goes_on_and_ends_with_the_tables(tmp_path):
     """The real tool on rendered scenes: a PISR model is trained, stopped half-way, trained on, and probed."""
-    small = {key: yaml.safe_load(value) for key, value in TINY.items() if key != "INPUT.MIN_SIZE_TRAIN"}
-    small |= {
-        "INPUT.MIN_SIZE_TRAIN": [64],
-        "SOLVER.MAX_ITER": 40,
-        "LOG.PERIOD": 1,
-        "SOLVER.CHECKPOINT_PERIOD": 100,
-    }
+    small = SMALL | {"SOLVER.MAX_ITER": 40, "LOG.PERIOD": 1, "SOLVER.CHECKPOINT_PERIOD": 100}
     row = {"config": "configs/toy/maskformer_tiny_pisr.yaml"}
     path = write_plan(
         tmp_path,
