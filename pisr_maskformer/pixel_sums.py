@@ -121,16 +121,9 @@ class _PixelSums(torch.autograd.Function):
             for part in _pieces(features):
                 values, inside = _piece(features, part), _inside(valid_pixels, part, maps)
                 if d_features is not None:
-                    _set_piece(
-                        d_features,
-                        d_same,
-                        part,
-                        of_sums,
-                        _weights(maps, factor, chosen, inside, part),  # gone before the next product is made
-                        curvature,
-                        values,
-                        inside,
-                    )
+                    weights = _weights(maps, factor, chosen, inside, part)
+                    _set_piece(d_features, d_same, part, of_sums, weights, curvature, values, inside)
+                    del weights  # as large as what comes next
                 if d_maps is None and d_factor is None:
                     continue
                 d_weights = torch.baddbmm(d_areas[..., None], d_sums, values)  # B×(Q+K)×n

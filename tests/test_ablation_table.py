@@ -64,6 +64,13 @@ def test_a_lucky_seed_is_not_a_gain():
     assert pisr.gains["PQ"].mean == pytest.approx(1.01) and pisr.gains["PQ"].is_clear
 
 
+def test_a_table_may_be_of_some_seeds():
+    results = [result(row, s, PQ=10.0 * s + gain) for row, gain in (("a", 0), ("b", 1)) for s in range(4)]
+    (first, second) = build_table(TableSpec("t", ("a", "b"), "a", seeds=(2, 3)), results, {}).rows
+    assert (first.seeds, first.values["PQ"].mean) == ((2, 3), 25)
+    assert (second.gains["PQ"].mean, second.gains["PQ"].pairs) == (1, 2)
+
+
 def test_delta_sums_what_the_paper_sums():
     results = [result("baseline", 0, PQ=10.0, mIoU=20.0, AP=5.0, context=50.0)]
     results += [result("pisr", 0, PQ=12.0, mIoU=21.0, AP=4.5, context=90.0)]
@@ -113,6 +120,7 @@ def test_what_a_run_folder_tells(tmp_path):
         sem_seg__mIoU=None,
         context__accuracy=60.0,
         context__accuracy_boat_cart=70.0,
+        **{"context__recall_cabin boat_cabin cart": 80.0},
     )
     (run / "probe").mkdir()
     stages = {"final": {"panoptic_seg/PQ": 30.5}, "swapped": {"panoptic_seg/PQ": 29.0}}
@@ -120,7 +128,12 @@ def test_what_a_run_folder_tells(tmp_path):
     (run / "probe/probe.json").write_text(json.dumps(stages))
     found = read_run(run)
     assert (found.row, found.seed, found.iterations) == ("pisr", 3, 4)
-    assert found.metrics == {"PQ": 30.5, "context": 60.0, "context boat/cart": 70.0}, "null is no number"
+    assert found.metrics == {
+        "PQ": 30.5,
+        "context": 60.0,
+        "context boat/cart": 70.0,
+        "recall cabin boat/cabin cart": 80.0,
+    }, "null is no number"
     assert found.stages == {"swapped": {"PQ": 29.0}} and found.diagnosis == {"relation rank": 1.5}
     assert found.residuals["pixel_residual"] == [(1, 0.0), (2, 0.1), (3, 0.2), (4, pytest.approx(0.3))]
     assert found.made["command"] == "train_net.py --resume", "no path of a machine"

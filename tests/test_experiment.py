@@ -115,6 +115,7 @@ def test_what_a_run_gets(tmp_path):
         ({"rows": {"a": {"config": "configs/none.yaml"}}}, "no configuration 'configs/none.yaml'"),
         ({"tables": [{"rows": ["c"]}]}, "table 1: 'c' is no row"),
         ({"tables": [{"metrics": ["F1"]}]}, "table 1: 'F1' is no metric"),
+        ({"seeds": [0, 1], "tables": [{"seeds": [1, 2]}]}, "table 1: its seeds .* must be among the plan's"),
         ({"set": {"OUTPUT_DIR": "x"}}, "OUTPUT_DIR is the plan's business"),
         ({"set": {"SOLVER.MAXITER": 1}}, "MAXITER"),
     ],
@@ -154,6 +155,20 @@ def test_half_of_another_run_is_not_gone_on_with(tmp_path):
     other = read_plan(write_plan(tmp_path, seeds=[0], set={"SOLVER.MAX_ITER": 20}))
     with pytest.raises(InputError, match="holds a run with SOLVER.MAX_ITER 10, and the plan says 20"):
         jobs_of(other)
+
+
+def test_runs_are_known_again_when_the_project_has_moved(tmp_path):
+    rows = {"a": None, "b": {"weights_of": "a"}}
+    plan = read_plan(write_plan(tmp_path, rows=rows, seeds=[0]))
+    (_, job) = jobs_of(plan)
+    job.folder.mkdir(parents=True)
+    elsewhere = ["MODEL.WEIGHTS", "/old/place/runs/a_seed0/model_final.pth"]
+    (job.folder / "config.yaml").write_text(read_config(job.config, [*job.overrides, *elsewhere]).dump())
+    assert len(jobs_of(plan)) == 2
+    elsewhere[1] = "/old/place/runs/c_seed0/model_final.pth"
+    (job.folder / "config.yaml").write_text(read_config(job.config, [*job.overrides, *elsewhere]).dump())
+    with pytest.raises(InputError, match="holds a run with MODEL.WEIGHTS /old/place/runs/c_seed0"):
+        jobs_of(plan)
 
 
 def test_super_categories_by_hand():

@@ -12,7 +12,7 @@ from mask_former.data.toy_scenes.classes import STUFF
 from mask_former.data.toy_scenes.scene import MIN_PIXELS, visible_segments
 from mask_former.data.toy_scenes.sprites import Sprite
 from mask_former.data.toy_scenes.stage import Actor, Layout, Stage
-from mask_former.data.toy_scenes.story import TWIN_PAIR_ODDS
+from mask_former.data.toy_scenes.story import TWIN_PAIR_ODDS, draw_story
 from mask_former.errors import InputError
 
 SIZE = 96
@@ -203,6 +203,27 @@ def test_counting_discs_does_not_help():
     for discs, odds in TWIN_PAIR_ODDS.items():
         assert sum(odds) == 1
         assert sum(2 * pairs * chance for pairs, chance in enumerate(odds)) == discs / 2
+
+
+@pytest.mark.parametrize(("genre", "share"), [("plain", 0.51), ("rich", 0.69), ("marked", 0.77)])
+def test_what_counting_the_discs_of_a_pattern_tells(genre, share):
+    """The shares that docs/toy_scenes.md names: only plain scenes hide all that is told without a colour."""
+    rng = np.random.default_rng(0)
+    counted: dict[tuple[int, int], Counter] = {}
+    for _ in range(3000):
+        discs = draw_story(rng, SIZE, GENRES[genre]).discs
+        alike = Counter(look.pattern for _, look in discs)
+        for kind, look in discs:
+            counted.setdefault((len(discs), alike[look.pattern]), Counter())[kind] += 1
+    best = sum(max(kinds.values()) for kinds in counted.values())
+    assert abs(best / sum(kinds.total() for kinds in counted.values()) - share) < 0.02
+
+
+def test_every_number_of_discs_has_odds_and_looks_enough():
+    for genre in GENRES.values():
+        looks = len(genre.looks.hues) * len(genre.looks.patterns)
+        assert set(genre.discs) <= set(TWIN_PAIR_ODDS) and max(genre.discs) <= looks
+        assert sum(genre.discs.values()) == pytest.approx(1) == pytest.approx(sum(genre.hulls.values()))
 
 
 def test_water_and_road_lie_alike(scenes):

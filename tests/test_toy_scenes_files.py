@@ -119,17 +119,24 @@ def test_rich_scenes_are_written_with_the_fine_vocabulary(tmp_path):
         np.testing.assert_array_equal(np.array(png) @ [1, 256, 65536], scene.ids)
 
 
-@pytest.mark.parametrize("older", [{}, {"discs": "marked"}])
-def test_an_older_folder_that_calls_its_genre_otherwise_is_known(tmp_path, older):
+@pytest.mark.parametrize(
+    ("genre", "older", "other"),
+    [
+        ("marked", {}, "plain"),
+        ("marked", {"discs": "marked"}, "plain"),
+        ("plain", {"discs": "plain"}, "marked"),
+    ],
+)
+def test_an_older_folder_that_calls_its_genre_otherwise_is_known(tmp_path, genre, older, other):
     usual = {"output": tmp_path / "toy", "num_train": 2, "num_val": 1, "size": 64, "seed": 0}
-    write_toy_scenes(**usual)
+    write_toy_scenes(**usual, genre=genre)
     receipt = tmp_path / "toy" / "toy_scenes.json"
     said = json.loads(receipt.read_text())
-    assert said.pop("genre") == "marked"
+    assert said.pop("genre") == genre
     receipt.write_text(json.dumps(said | older))
-    assert not write_toy_scenes(**usual)
-    with pytest.raises(InputError, match="rendered with .*'marked'.* not .*'plain'"):
-        write_toy_scenes(**usual, genre="plain")
+    assert not write_toy_scenes(**usual, genre=genre)
+    with pytest.raises(InputError, match=f"rendered with .*'{genre}'.* not .*'{other}'"):
+        write_toy_scenes(**usual, genre=other)
 
 
 def test_foreign_and_damaged_folders_are_refused(tmp_path):

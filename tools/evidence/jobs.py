@@ -125,13 +125,19 @@ def _require_same(folder: Path, wanted: CfgNode) -> None:
     file = folder / CONFIG_FILE
     if not file.is_file():
         return
-    different = config_difference(read_config(file).dump(), wanted.dump())
+    found = config_difference(read_config(file).dump(), wanted.dump()) or []
+    different = [change for change in found if not _is_moved_run(*change)]
     if different:
         key, before, now = different[0]
         raise InputError(
             f"{folder} holds a run with {key} {before}, and the plan says {now}: delete that folder, or give "
             "the plan another `root`"
         )
+
+
+def _is_moved_run(key: str, before: str, now: str) -> bool:
+    """Whether all that differs is where the project lies, whose run the weights come from."""
+    return key == "MODEL.WEIGHTS" and Path(before).parts[-2:] == Path(now).parts[-2:]
 
 
 def environment(plan: Plan, launch: Launch) -> Mapping[str, str]:

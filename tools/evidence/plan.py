@@ -12,7 +12,7 @@
       further: {weights_of: baseline, set: {SOLVER.BASE_LR: 0.0001}}   # starts from its run
       first: {of: pisr, stage: initial}              # the same model, measured another way (probe.py)
     tables:
-      - {title: All, rows: [baseline, pisr, first], baseline: baseline, metrics: [PQ, mIoU]}
+      - {title: All, rows: [baseline, pisr, first], baseline: baseline, metrics: [PQ, mIoU], seeds: [1, 2]}
 
 Paths start at the repository's root; `{root}` in a value is the plan's folder. A title that is not given is
 the paper's, for its rows, or the name.
@@ -35,7 +35,7 @@ FINAL = "final"  # the stage that training evaluates; the others need a probe
 STAGES = (FINAL, "initial", "swapped")
 PLAN_KEYS = {"title", "root", "datasets", "prepare", "config", "set", "seeds", "rows", "tables"}
 ROW_KEYS = {"title", "config", "set", "weights_of", "of", "stage"}
-TABLE_KEYS = {"title", "rows", "baseline", "metrics"}
+TABLE_KEYS = {"title", "rows", "baseline", "metrics", "seeds"}
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,13 @@ class Row:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """A table: its rows, the row that gains are over, and its columns (empty: all that there are)."""
+    """A table: its rows, the row that gains are over, its columns and seeds (empty: all that there are)."""
 
     title: str
     rows: tuple[str, ...]
     baseline: str
     metrics: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def read_plan(path: str | Path) -> Plan:
         prepare=tuple(str(word) for word in prepare),
         seeds=tuple(seeds),
         rows=rows,
-        tables=_tables(content.get("tables"), rows, path),
+        tables=_tables(content.get("tables"), rows, seeds, path),
     )
 
 
@@ -191,7 +192,7 @@ def _check_references(rows: Mapping[str, Row], path: Path) -> None:
                 )
 
 
-def _tables(given: Any, rows: Mapping[str, Row], path: Path) -> tuple[TableSpec, ...]:
+def _tables(given: Any, rows: Mapping[str, Row], seeds: Sequence[int], path: Path) -> tuple[TableSpec, ...]:
     if given is None:
         return (TableSpec("All rows", tuple(rows), next(iter(rows))),)
     if not isinstance(given, Sequence) or isinstance(given, str):
@@ -209,5 +210,8 @@ def _tables(given: Any, rows: Mapping[str, Row], path: Path) -> tuple[TableSpec,
         strange = [name for name in metrics if name.split(" ")[0] not in METRIC_KEYS]
         if strange:
             raise InputError(f"{where}: {strange[0]!r} is no metric; known: {', '.join(METRIC_KEYS)}")
-        tables.append(TableSpec(str(entry.get("title", path.stem)), names, baseline, metrics))
+        some = tuple(entry.get("seeds", ()))
+        if not set(some) <= set(seeds):
+            raise InputError(f"{where}: its seeds {list(some)} must be among the plan's, {list(seeds)}")
+        tables.append(TableSpec(str(entry.get("title", path.stem)), names, baseline, metrics, some))
     return tuple(tables)

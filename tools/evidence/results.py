@@ -35,7 +35,7 @@ METRIC_KEYS = {
     "chance": "context/chance",
     "recall": "context/recall",
 }
-PAIRED_CONTEXT = re.compile(r"context/(accuracy|chance|recall)_(\w+)")
+PAIRED_CONTEXT = re.compile(r"context/(accuracy|chance|recall)_(.+)")
 RESIDUALS = ("pisr/pixel_residual", "pisr/query_residual")
 MOMENTS = 10  # of the residuals over a training that are kept
 SEEDED = re.compile(r"(?P<row>.+)_seed(?P<seed>-?\d+)")

@@ -59,6 +59,7 @@ def derived(results: Sequence[Result], rows: Mapping[str, Row]) -> list[Result]:
 
 def build_table(spec: TableSpec, results: Sequence[Result], titles: Mapping[str, str]) -> Table:
     """The table of `spec` from all results there are; rows without any stay empty."""
+    results = [result for result in results if not spec.seeds or result.seed in spec.seeds]
     of_row = {
         name: {r.seed: r.metrics for r in results if r.row == name} for name in (*spec.rows, spec.baseline)
     }

@@ -64,12 +64,9 @@ class Vocabulary:
         return {category["name"]: category["id"] for category in self.categories}
 
     def ambiguity(self, name: str) -> tuple[str, str]:
-        """Of an ambiguous class: why it is, and the class it could be mistaken for."""
-        return next(
-            (pair.why, pair.second if name == pair.first else pair.first)
-            for pair in self.pairs
-            if name in (pair.first, pair.second)
-        )
+        """Why an ambiguous class is one, and the class it could be mistaken for. ValueError for another."""
+        (pair,) = (pair for pair in self.pairs if name in (pair.first, pair.second))
+        return pair.why, pair.second if name == pair.first else pair.first
 
 
 def _fine() -> Vocabulary:
@@ -77,11 +74,11 @@ def _fine() -> Vocabulary:
     categories = [c for c in CATEGORIES if c["supercategory"] not in PATTERNS]
     pairs: list[AmbiguousPair] = []
     for pair in AMBIGUOUS_PAIRS:
-        (kind,) = {c["supercategory"] for c in CATEGORIES if c["name"] in pair}
-        for pattern in PATTERNS[kind]:
+        (above,) = {c["supercategory"] for c in CATEGORIES if c["name"] in pair}
+        for pattern in PATTERNS[above]:
             names = f"{pattern} {pair.first}", f"{pattern} {pair.second}"
             first = 31 + 3 * len(pairs)
-            categories += [_category(first + i, name, kind, 1) for i, name in enumerate(names)]
+            categories += [_category(first + i, name, above, 1) for i, name in enumerate(names)]
             pairs.append(AmbiguousPair(*names, pair.why))
     return Vocabulary(categories, tuple(pairs), by_pattern=True)
 
