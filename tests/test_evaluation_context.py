@@ -64,6 +64,15 @@ def test_what_is_not_found_counts_for_recall_alone(tmp_path):
     assert nothing["recall"] == 0 and math.isnan(nothing["accuracy"]) and math.isnan(nothing["chance"])
 
 
+def test_pairwise_accuracy_leaves_out_a_third_class(tmp_path):
+    found = evaluate(tmp_path, [(CAT_MASK, 1, 0.9)], [(DOG_MASK, DOG, 0.2)])
+    assert 1 not in (CAT, DOG) and (found["accuracy"], found["pairwise"]) == (50, 100)
+    found = evaluate(tmp_path, [(CAT_MASK, DOG, 0.9)], [(DOG_MASK, DOG, 0.2)])
+    assert (found["accuracy"], found["pairwise"], found["pairwise_cat_dog"]) == (50, 50, 50)
+    neither = evaluate(tmp_path, [(CAT_MASK, 1, 0.9)], [(DOG_MASK, 1, 0.2)])
+    assert neither["accuracy"] == 0 and math.isnan(neither["pairwise"])
+
+
 def test_a_class_outside_the_pair_is_an_answer_too():
     ids, segments = SCENES[1]
     instances = instance_output((DOG_MASK, 1, 0.9), (DOG_MASK, DOG, 0.8))["instances"]

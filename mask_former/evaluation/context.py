@@ -46,6 +46,7 @@ class Counts(NamedTuple):
 
     things: np.ndarray
     found: np.ndarray
+    in_pair: np.ndarray  # found, and given one of the pair's two classes
     right: np.ndarray
 
     @classmethod
@@ -53,14 +54,17 @@ class Counts(NamedTuple):
         return cls(*(np.zeros((pairs, 2), np.int64) for _ in cls._fields))
 
     def measures(self) -> dict[str, float]:
-        """Accuracy and chance over the things found, and recall; 0..100, nan over nothing.
+        """Accuracy and chance over things found, pairwise accuracy, recall; 0..100, nan over nothing.
 
-        Chance is what the best answer that looks at nothing scores on the same things: each pair's more
-        frequent class.
+        Chance is what the best answer that looks at nothing but the pair scores on the same things: each
+        pair's more frequent class. Pairwise accuracy leaves out what was given a third class: that is a
+        mistake about looks, not about context.
         """
         things, found = int(self.things.sum()), int(self.found.sum())
+        right = int(self.right.sum())
         return {
-            "accuracy": _percent(int(self.right.sum()), found),
+            "accuracy": _percent(right, found),
+            "pairwise": _percent(right, int(self.in_pair.sum())),
             "chance": _percent(int(self.found.max(axis=1).sum()), found),
             "recall": _percent(found, things),
         }
@@ -133,10 +137,11 @@ class ContextEvaluator(DatasetEvaluator):
                 place = self._place[segment["category_id"]]
                 self.counts.things[place] += 1
                 self.counts.found[place] += answer[segment["id"]] is not None
+                self.counts.in_pair[place] += answer[segment["id"]] in self.pairs[place[0]]
                 self.counts.right[place] += answer[segment["id"]] == segment["category_id"]
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """{"context": {"accuracy", "chance", "recall", then each of a pair: "accuracy_FIRST_SECOND", ...}}.
+        """{"context": {"accuracy", "pairwise", "chance", "recall", then each of a pair: "accuracy_FIRST_SECOND", ...}}.
 
         Called by all processes; those other than the main one get None.
         """

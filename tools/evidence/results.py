@@ -32,10 +32,11 @@ METRIC_KEYS = {
     "iIoU": "sem_seg/iIoU",
     "AP": "segm/AP",
     "context": "context/accuracy",
+    "pairwise": "context/pairwise",
     "chance": "context/chance",
     "recall": "context/recall",
 }
-PAIRED_CONTEXT = re.compile(r"context/(accuracy|chance|recall)_(.+)")
+PAIRED_CONTEXT = re.compile(r"context/(accuracy|pairwise|chance|recall)_(.+)")
 RESIDUALS = ("pisr/pixel_residual", "pisr/query_residual")
 MOMENTS = 10  # of the residuals over a training that are kept
 SEEDED = re.compile(r"(?P<row>.+)_seed(?P<seed>-?\d+)")
