@@ -109,7 +109,7 @@ def test_what_hardly_shows_becomes_void():
     owners[10:18, 10:12] = len(STUFF)  # 16 pixels
     owners[10:15, 15:18] = len(STUFF) + 1  # 15 pixels
     actors = [Actor("tree", block(2, 8), 10, 10), Actor("tree", block(3, 5), 15, 10)]
-    ids, segments = visible_segments(Stage(Layout(regions, 0), actors, owners))
+    ids, segments = visible_segments(Stage(Layout(regions, 0), actors, owners), COARSE)
     assert [(NAMES[s.category_id], s.area) for s in segments] == [("water", 400 - 15 - 16 - 15), ("tree", 16)]
     assert not ids[:3, :5].any() and not ids[10:15, 15:18].any()
 

@@ -141,7 +141,7 @@ class ContextEvaluator(DatasetEvaluator):
                 self.counts.right[place] += answer[segment["id"]] == segment["category_id"]
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
-        """{"context": {"accuracy", "pairwise", "chance", "recall", then each of a pair: "accuracy_FIRST_SECOND", ...}}.
+        """{"context": {"accuracy", "pairwise", "chance", "recall", and each as "accuracy_FIRST_SECOND"}}.
 
         Called by all processes; those other than the main one get None.
         """

@@ -210,8 +210,8 @@ def _tables(given: Any, rows: Mapping[str, Row], seeds: Sequence[int], path: Pat
         strange = [name for name in metrics if name.split(" ")[0] not in METRIC_KEYS]
         if strange:
             raise InputError(f"{where}: {strange[0]!r} is no metric; known: {', '.join(METRIC_KEYS)}")
-        some = tuple(entry.get("seeds", ()))
-        if not set(some) <= set(seeds):
-            raise InputError(f"{where}: its seeds {list(some)} must be among the plan's, {list(seeds)}")
-        tables.append(TableSpec(str(entry.get("title", path.stem)), names, baseline, metrics, some))
+        some = entry.get("seeds", [])
+        if not isinstance(some, list) or not set(some) <= set(seeds):
+            raise InputError(f"{where}: its seeds {some} must be a list of some of the plan's, {list(seeds)}")
+        tables.append(TableSpec(str(entry.get("title", path.stem)), names, baseline, metrics, tuple(some)))
     return tuple(tables)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from mask_former.data.id_map import measure_segments
-from mask_former.data.toy_scenes.classes import COARSE, STUFF, Vocabulary
+from mask_former.data.toy_scenes.classes import STUFF, Vocabulary
 from mask_former.data.toy_scenes.sprites import Look
 from mask_former.data.toy_scenes.stage import Actor, Stage, arrange
 from mask_former.data.toy_scenes.story import draw_story, genre_named
@@ -72,12 +72,12 @@ def render_scene(seed: int, split: str, index: int, size: int, genre: str = "mar
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     light = rng.uniform(0, 2 * np.pi)
     chosen = genre_named(genre)
-    stage = arrange(rng, draw_story(rng, size, chosen), size, light)
+    stage = arrange(rng, draw_story(rng, size, chosen), size, light, chosen.disc_distance)
     ids, segments = visible_segments(stage, chosen.vocabulary)
     return Scene(_photograph(rng, stage, light), ids, segments)
 
 
-def visible_segments(stage: Stage, vocabulary: Vocabulary = COARSE) -> tuple[np.ndarray, list[Segment]]:
+def visible_segments(stage: Stage, vocabulary: Vocabulary) -> tuple[np.ndarray, list[Segment]]:
     """int32 H×W ids and segments of what is seen; specks of fewer than 16 pixels become void, id 0."""
     names = [*STUFF, *(_category(actor, vocabulary) for actor in stage.actors)]
     category_ids = vocabulary.ids()

@@ -74,14 +74,15 @@ class Stage:
         return float(shown.sum() / actor.sprite.mask.sum())
 
 
-def arrange(rng: np.random.Generator, story: Story, size: int, light: float) -> Stage:
+def arrange(rng: np.random.Generator, story: Story, size: int, light: float, disc_distance: float) -> Stage:
     """Place a story. A landmark for which no fit place is found is left out, hulls and discs never are.
 
-    light: direction of the light in radians. Raises RuntimeError when hulls and discs find no place.
+    light: direction of the light in radians. disc_distance: the least between the centres of two discs, times
+    the side. Raises RuntimeError when hulls and discs find no place.
     """
     for _ in range(MAX_LAYOUTS):
         stage = _stage(draw_layout(rng, size, story.sky, story.wall, story.grass), [])
-        place_disc = partial(_place_disc, distance=story.disc_distance * size)
+        place_disc = partial(_place_disc, distance=disc_distance * size)
         for name, look in [*story.hulls, *story.discs]:
             place = _place_hull if name in HULL_SURFACES else place_disc
             extended = _extend(stage, partial(place, rng, stage, name, look, light))

@@ -96,7 +96,6 @@ class Story:
     sky: bool
     wall: bool
     grass: bool
-    disc_distance: float  # as in Genre
 
 
 def draw_story(rng: np.random.Generator, size: int, genre: Genre) -> Story:
@@ -111,7 +110,6 @@ def draw_story(rng: np.random.Generator, size: int, genre: Genre) -> Story:
         sky=upper != "wall",
         wall=upper != "sky",
         grass=bool(rng.random() < 0.75),
-        disc_distance=genre.disc_distance,
     )
 
 
