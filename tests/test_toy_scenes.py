@@ -1,6 +1,7 @@
 """The toy scenes: what a class hangs on, and what it must not hang on."""
 
 from collections import Counter
+from functools import cache
 
 import cv2
 import numpy as np
@@ -16,7 +17,7 @@ from mask_former.data.toy_scenes.story import TWIN_PAIR_ODDS, draw_story
 from mask_former.errors import InputError
 
 SIZE = 96
-IDS = COARSE.ids()
+IDS = COARSE.ids
 # The kind of either vocabulary's category: "boat" of "boat" and of "cabin boat".
 NAMES = {
     category["id"]: category["name"].split(" ")[-1] for category in [*COARSE.categories, *FINE.categories]
@@ -28,9 +29,14 @@ def genre(request) -> str:
     return request.param
 
 
+@cache
+def rendered(genre: str) -> list[Scene]:
+    return [render_scene(5, "train", index, SIZE, genre) for index in range(240)]
+
+
 @pytest.fixture(scope="module")
 def scenes(genre) -> list[Scene]:
-    return [render_scene(5, "train", index, SIZE, genre) for index in range(240)]
+    return rendered(genre)
 
 
 def named(scene: Scene, *kinds: str) -> list[Segment]:
@@ -81,7 +87,7 @@ def test_impossible_scenes_are_refused(arguments):
 
 def test_every_class_appears_and_stuff_has_one_segment(scenes, genre):
     found = {segment.category_id for scene in scenes for segment in scene.segments}
-    assert found == set(GENRES[genre].vocabulary.ids().values())
+    assert found == set(GENRES[genre].vocabulary.ids.values())
     for scene in scenes:
         stuff = [segment.category_id for segment in named(scene, *STUFF)]
         assert len(stuff) == len(set(stuff))
@@ -175,10 +181,9 @@ def test_ambiguous_classes_are_balanced(scenes):
 
 
 def test_the_fine_vocabulary_names_what_is_seen_and_what_is_not():
-    scenes = [render_scene(5, "train", index, SIZE, "rich") for index in range(240)]
-    names = {category_id: name for name, category_id in FINE.ids().items()}
+    names = {category_id: name for name, category_id in FINE.ids.items()}
     counts = Counter()
-    for scene in scenes:
+    for scene in rendered("rich"):
         for segment in named(scene, "boat", "cart", "ball", "wheel"):
             name = names[segment.category_id]
             assert name == f"{segment.look.pattern} {NAMES[segment.category_id]}"

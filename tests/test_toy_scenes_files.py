@@ -17,7 +17,7 @@ from mask_former.errors import InputError, run_cli
 from tests.real_data import REPOSITORY
 from tools.render_toy_scenes import main, parse_arguments
 
-IDS = COARSE.ids()
+IDS = COARSE.ids
 NAMES = {category_id: name for name, category_id in IDS.items()}
 
 

@@ -4,6 +4,7 @@ What a thing is in a scene ("boat", "tree") is its kind; which category that mak
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from mask_former.data.toy_scenes.sprites import DISC_MARKS, HULL_DECKS
@@ -59,6 +60,7 @@ class Vocabulary:
         """The category of a thing; `pattern`: of a hull or disc."""
         return f"{pattern} {kind}" if self.by_pattern and pattern is not None else kind
 
+    @cached_property
     def ids(self) -> dict[str, int]:
         """Category ids by name."""
         return {category["name"]: category["id"] for category in self.categories}

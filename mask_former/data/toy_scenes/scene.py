@@ -13,7 +13,7 @@ import numpy as np
 from mask_former.data.id_map import measure_segments
 from mask_former.data.toy_scenes.classes import STUFF, Vocabulary
 from mask_former.data.toy_scenes.sprites import Look
-from mask_former.data.toy_scenes.stage import Actor, Stage, arrange
+from mask_former.data.toy_scenes.stage import Stage, arrange
 from mask_former.data.toy_scenes.story import draw_story, genre_named
 from mask_former.data.toy_scenes.surfaces import paint
 from mask_former.errors import InputError
@@ -79,14 +79,13 @@ def render_scene(seed: int, split: str, index: int, size: int, genre: str = "mar
 
 def visible_segments(stage: Stage, vocabulary: Vocabulary) -> tuple[np.ndarray, list[Segment]]:
     """int32 H×W ids and segments of what is seen; specks of fewer than 16 pixels become void, id 0."""
-    names = [*STUFF, *(_category(actor, vocabulary) for actor in stage.actors)]
-    category_ids = vocabulary.ids()
+    names = [*STUFF, *(vocabulary.name(a.name, a.look.pattern if a.look else None) for a in stage.actors)]
     used: dict[str, int] = defaultdict(int)
     owner_ids = np.zeros(len(names), np.int32)
     areas = np.bincount(stage.owners.ravel(), minlength=len(names))
     for owner, name in enumerate(names):
         if areas[owner] >= MIN_PIXELS:
-            owner_ids[owner] = ID_STEP * category_ids[name] + used[name]
+            owner_ids[owner] = ID_STEP * vocabulary.ids[name] + used[name]
             used[name] += 1
     ids = owner_ids[stage.owners]
     measured = measure_segments(ids)
@@ -97,26 +96,21 @@ def visible_segments(stage: Stage, vocabulary: Vocabulary) -> tuple[np.ndarray, 
             area, box = measured[segment_id]
             actor = stage.actors[owner - len(STUFF)] if owner >= len(STUFF) else None
             iscrowd = actor.iscrowd if actor else 0
-            context = {}
-            if actor and actor.look:
-                context = _context(stage, owner - len(STUFF), owner_ids, vocabulary)
-            segments.append(Segment(segment_id, category_ids[name], iscrowd, box, area, **context))
+            context = _context(stage, owner, name, owner_ids, vocabulary) if actor and actor.look else {}
+            segments.append(Segment(segment_id, vocabulary.ids[name], iscrowd, box, area, **context))
     return ids, segments
 
 
-def _category(actor: Actor, vocabulary: Vocabulary) -> str:
-    return vocabulary.name(actor.name, actor.look.pattern if actor.look else None)
-
-
-def _context(stage: Stage, number: int, owner_ids: np.ndarray, vocabulary: Vocabulary) -> dict:
-    """The fields of a segment that say what decides the class of hull or disc `number`."""
+def _context(stage: Stage, owner: int, name: str, owner_ids: np.ndarray, vocabulary: Vocabulary) -> dict:
+    """The fields of a segment that say what decides the class `name` of a hull or disc."""
+    number = owner - len(STUFF)
     actor = stage.actors[number]
-    why, other = vocabulary.ambiguity(_category(actor, vocabulary))
+    why, other = vocabulary.ambiguity(name)
     twins = [i for i, rival in enumerate(stage.actors) if i != number and rival.look == actor.look]
     return {
         "look": actor.look,
         "why": why,
-        "mistaken_for": vocabulary.ids()[other],
+        "mistaken_for": vocabulary.ids[other],
         "twin": int(owner_ids[len(STUFF) + twins[0]]) if twins else None,
     }
 
