@@ -102,7 +102,7 @@ def test_nothing_stays_behind_when_it_is_interrupted(tmp_path, monkeypatch):
     saving = (
         "import signal, sys, time; "
         "signal.signal(signal.SIGTERM, lambda *_: (open('HERE/saved', 'w').close(), sys.exit(1))); "
-        "open('HERE/ready', 'w').close(); time.sleep(60)"
+        "open('HERE/ready', 'w').close(); [time.sleep(0.1) for _ in range(600)]"
     )
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {saving!r}])"
     job = Script("long", tmp_path, outer)
