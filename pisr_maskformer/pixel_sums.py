@@ -9,6 +9,7 @@ before the next, and made again in the backward pass. Autocast is off, in either
 channels_last features are read as they lie.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-PIECE = 8192  # pixels: 8 MiB of 256 channels in float32
+PIECE = 9216  # pixels, at most: 9 MiB of 256 channels in float32
+ROW = 64  # a piece is a multiple of so many pixels: vectors and threads share it evenly
 
 
 class FeatureMoments(NamedTuple):
@@ -90,10 +92,9 @@ class _PixelSums(torch.autograd.Function):
                 found.append((sums, areas))
                 if moments:
                     centred = _centred(values, sums, areas, inside)
-                    product = centred @ centred.transpose(1, 2)
-                    products = product if products is None else products.add_(product)
+                    products = _add_products(products, centred)
             sums, areas = (torch.stack(each, dim=-1) for each in zip(*found, strict=True))  # …×pieces
-            of_features = () if products is None else _joined(sums, areas, products)
+            of_features = () if products is None else _joined(sums, areas, *products)
             sums, areas = sums.sum(-1), areas.sum(-1)
         ctx.save_for_backward(features, maps, factor, chosen, valid_pixels, *of_features[::2])
         ctx.mark_non_differentiable(*of_features[2:])
@@ -141,9 +142,10 @@ class _PixelSums(torch.autograd.Function):
 
 
 def _pieces(features: Tensor) -> Iterator[slice]:
-    """Slices that cover all pixels."""
+    """Slices that cover all pixels, of about the same size: a small rest costs more than its share."""
     pixels = features.shape[2] * features.shape[3]
-    return (slice(start, min(start + PIECE, pixels)) for start in range(0, pixels, PIECE))
+    size = math.ceil(pixels / math.ceil(pixels / PIECE) / ROW) * ROW
+    return (slice(start, min(start + size, pixels)) for start in range(0, pixels, size))
 
 
 def _piece(features: Tensor, part: slice) -> Tensor:
@@ -177,8 +179,21 @@ def _centred(values: Tensor, sums: Tensor, areas: Tensor, inside: Tensor | None)
     return centred if inside is None else centred.mul_(inside)
 
 
-def _joined(sums: Tensor, areas: Tensor, products: Tensor) -> tuple[Tensor, ...]:
+def _add_products(total: tuple[Tensor, Tensor] | None, centred: Tensor) -> tuple[Tensor, Tensor]:
+    """`total` and X X^T of a piece X: its upper half, B×D/2×D, and the lower half's right part, B×D/2×D/2.
+
+    The lower half's left part is the upper one's right part: a quarter of the product is not computed.
+    """
+    half = centred.shape[1] // 2
+    upper, lower = centred[:, :half], centred[:, half:]
+    products = upper @ centred.transpose(1, 2), lower @ lower.transpose(1, 2)
+    return products if total is None else (total[0].add_(products[0]), total[1].add_(products[1]))
+
+
+def _joined(sums: Tensor, areas: Tensor, upper: Tensor, lower: Tensor) -> tuple[Tensor, ...]:
     """Mean, covariance and number of all pixels, from the pieces' sums and areas and all centred products."""
+    half = upper.shape[1]
+    products = torch.cat([upper, torch.cat([upper[:, :, half:].transpose(1, 2), lower], dim=2)], dim=1)
     sums, counts = sums[:, -1], areas[:, -1:]  # of F, B×D×pieces, and of valid pixels, B×1×pieces
     count = counts.sum((1, 2))
     total = count.clamp(min=1)[:, None, None]

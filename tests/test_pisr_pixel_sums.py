@@ -14,6 +14,7 @@ CHOSEN = torch.tensor([[3, 0], [1, 2]])
 def piece(request, monkeypatch):
     """Pixels a piece: the maps here have 30."""
     monkeypatch.setattr(module, "PIECE", request.param)
+    monkeypatch.setattr(module, "ROW", 1)
 
 
 def inputs(channels=4, channels_last=False, dtype=torch.float64):
@@ -84,6 +85,17 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(
         lambda *given: found(*given, valid), (features, maps, factor), fast_mode=True
     )
+
+
+@pytest.mark.parametrize("row", [1, 8])
+@pytest.mark.parametrize("pixels", [1, 30, 8192, 25600])
+def test_pieces_cover_all_pixels_once_and_are_of_about_one_size(pixels, row, monkeypatch):
+    monkeypatch.setattr(module, "ROW", row)
+    pieces = list(module._pieces(torch.empty(1, 1, 1, pixels)))
+    assert [pixel for piece in pieces for pixel in range(pixels)[piece]] == list(range(pixels))
+    sizes = [piece.stop - piece.start for piece in pieces]
+    assert max(sizes) <= module.PIECE and all(size % row == 0 for size in sizes[:-1])
+    assert len(sizes) == 1 or max(sizes) - pixels / len(sizes) < row + 1
 
 
 def test_by_hand():
