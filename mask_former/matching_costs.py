@@ -5,12 +5,13 @@ Focal and dice costs are those of `losses.focal_cost` and `losses.dice_cost`. Wi
 targets, from one sigmoid and one logarithm, for softplus(−x) = −log p and softplus(x) = x − log p.
 
 Shapes: L predictions · B images · Q queries · C classes without "no object" · T targets of one image · H W
-size of the predicted masks · Hp Wp size of the ground truth · R queries at a time · P = H·W pixels.
+size of the predicted masks · Hp Wp size of the ground truth · R queries at a time, S of them in a cache ·
+P = H·W pixels.
 """
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from torch.nn import functional as F
 from mask_former.losses import DICE_SMOOTH, FOCAL_ALPHA, FOCAL_GAMMA
 from mask_former.predictor import Prediction
 
-# Four tensors of this many numbers live at a time.
+# Numbers that R and S queries have. A product likes many rows; what leads there is passes over memory, which
+# stay in a CPU's caches, and are few kernels on a GPU.
 PIXELS_AT_ONCE = {"cpu": 2**22, "cuda": 2**23}
+PIXELS_IN_CACHE = {"cpu": 2**17, "cuda": 2**23}
 TARGETS_AT_ONCE = 128  # resized masks, in float32: what they take is bounded too
 
 
@@ -72,53 +75,80 @@ def matching_costs(
         for start in range(0, len(target["labels"]), TARGETS_AT_ONCE):
             part = slice(start, start + TARGETS_AT_ONCE)
             truth = resize_nearest(target["masks"][part], size).flatten(1).T.contiguous()
+            areas = truth.sum(dim=0)
             for prediction, of_images in zip(predictions, views, strict=True):
                 logits = prediction["pred_masks"][image].flatten(1)
-                add_mask_costs(logits, truth, of_images[image][:, part], mask_weight, dice_weight, work)
+                add_mask_costs(
+                    logits, truth, areas, of_images[image][:, part], mask_weight, dice_weight, work
+                )
     return costs
 
 
-def workspace(predictions: Sequence[Prediction]) -> Tensor:
-    """4×R×P numbers to compute in, for a whole step: a CPU takes long to hand out new memory."""
+class Workspace(NamedTuple):
+    """Room to compute in, for a whole step: a CPU takes long to hand out new memory."""
+
+    rows: Tensor  # 2×R×P, what is multiplied with the targets
+    scratch: Tensor  # 2×S×P, what leads there
+
+
+def workspace(predictions: Sequence[Prediction]) -> Workspace:
+    """For masks of that size, and the most queries of a prediction."""
     masks = [prediction["pred_masks"] for prediction in predictions]
     pixels, queries = masks[0].shape[-2] * masks[0].shape[-1], max(mask.shape[1] for mask in masks)
-    at_once = PIXELS_AT_ONCE.get(masks[0].device.type, PIXELS_AT_ONCE["cpu"]) // max(1, pixels)
-    parts = math.ceil(queries / max(1, at_once))  # of the same size, or nearly
-    step = max(1, math.ceil(queries / max(1, parts)))
-    return torch.empty((4, step, pixels), dtype=torch.float32, device=masks[0].device)
+    device = masks[0].device
+
+    def room(numbers: dict[str, int], rows: int) -> Tensor:
+        at_once = max(1, numbers.get(device.type, numbers["cpu"]) // max(1, pixels))
+        parts = max(1, math.ceil(rows / at_once))  # of the same size, or nearly
+        return torch.empty((2, max(1, math.ceil(rows / parts)), pixels), dtype=torch.float32, device=device)
+
+    rows = room(PIXELS_AT_ONCE, queries)
+    return Workspace(rows, room(PIXELS_IN_CACHE, rows.shape[1]))
 
 
 def add_mask_costs(
-    logits: Tensor, truth: Tensor, costs: Tensor, mask_weight: float, dice_weight: float, work: Tensor
+    logits: Tensor,
+    truth: Tensor,
+    areas: Tensor,
+    costs: Tensor,
+    mask_weight: float,
+    dice_weight: float,
+    work: Workspace,
 ) -> None:
-    """Add to `costs` Q×T those of `logits` Q×P with the 0/1 masks `truth` P×T. `work` is written over."""
+    """Add to `costs` Q×T those of `logits` Q×P with the 0/1 masks `truth` P×T, `areas` (T,) their sums.
+
+    `work` is written over.
+    """
     pixels = len(truth)
-    area = truth.sum(dim=0) + DICE_SMOOTH
-    for start in range(0, len(logits), work.shape[1]):
-        x = logits[start : start + work.shape[1]].float()
-        terms = work.view(-1)[: 4 * x.numel()].view(4, *x.shape)  # in one piece, also for a shorter last part
-        outside, predicted = _terms(x, terms)
-        difference, overlap = _product(terms[:2].flatten(0, 1), truth).unflatten(0, (2, len(x)))
+    for x, of_rows in zip(logits.split(work.rows.shape[1]), costs.split(work.rows.shape[1]), strict=True):
+        # In one piece, also for a shorter last part.
+        rows = work.rows.view(-1)[: 2 * x.numel()].view(2, *x.shape)
+        outside, predicted = _terms(x, rows, work.scratch)
+        difference, overlap = _product(rows.flatten(0, 1), truth).unflatten(0, (2, len(x)))
         focal = outside[:, None].sub(difference).mul_(1 - FOCAL_ALPHA)
-        dice = overlap.mul_(-2).sub_(DICE_SMOOTH).div_(predicted[:, None] + area).add_(1)
-        costs[start : start + len(x)].add_(focal, alpha=mask_weight / pixels).add_(dice, alpha=dice_weight)
+        dice = overlap.mul_(-2).sub_(DICE_SMOOTH).div_(predicted[:, None] + (areas + DICE_SMOOTH)).add_(1)
+        of_rows.add_(focal, alpha=mask_weight / pixels).add_(dice, alpha=dice_weight)
 
 
-def _terms(x: Tensor, work: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (R,) of p² softplus(x) and of p of logits `x` R×P.
+def _terms(logits: Tensor, rows: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums (R,) of p² softplus(x) and of p of logits x R×P.
 
-    `work` 4×R×P is written over; its first two become p² softplus(x) + (1−p)² log p α/(1−α), which is
-    (outside − inside)/(1−α), and p.
+    `rows` 2×R×P becomes p² softplus(x) + (1−p)² log p α/(1−α), which is (outside − inside)/(1−α), and p.
     """
     assert FOCAL_GAMMA == 2
-    difference, p, log, outside = work
-    torch.sigmoid(x, out=p)
-    torch.clamp(p, min=torch.finfo(p.dtype).tiny, out=log).log_()
-    torch.minimum(log, x, out=log)  # where p is too small a number, log p = x
-    torch.sub(x, log, out=outside).mul_(torch.mul(p, p, out=difference))
-    torch.sub(1, p, out=difference).square_()
-    torch.addcmul(outside, difference, log, value=FOCAL_ALPHA / (1 - FOCAL_ALPHA), out=difference)
-    return outside.sum(dim=1), p.sum(dim=1)
+    sums = []
+    for start in range(0, len(logits), scratch.shape[1]):
+        x = logits[start : start + scratch.shape[1]].float()
+        (difference, p), (log, outside) = rows[:, start : start + len(x)], scratch[:, : len(x)]
+        torch.sigmoid(x, out=p)
+        torch.clamp(p, min=torch.finfo(p.dtype).tiny, out=log).log_()
+        torch.minimum(log, x, out=log)  # where p is too small a number, log p = x
+        torch.sub(x, log, out=outside).mul_(torch.mul(p, p, out=difference))
+        torch.sub(1, p, out=difference).square_()
+        torch.addcmul(outside, difference, log, value=FOCAL_ALPHA / (1 - FOCAL_ALPHA), out=difference)
+        sums.append((outside.sum(dim=1), p.sum(dim=1)))
+    of_outside, of_p = zip(*sums, strict=True)
+    return torch.cat(of_outside), torch.cat(of_p)
 
 
 def _product(rows: Tensor, columns: Tensor) -> Tensor:

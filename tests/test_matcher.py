@@ -185,12 +185,16 @@ def test_weights_that_are_all_zero_are_refused() -> None:
         HungarianMatcher(0.0, 0.0, 0.0)
 
 
-@pytest.mark.parametrize(("pixels", "targets_at_once"), [(1, 1), (150, 2), (2**19, 128)])
+@pytest.mark.parametrize(
+    ("pixels", "in_cache", "targets_at_once"),
+    [(1, 1, 1), (150, 70, 2), (2**19, 140, 128), (2**19, 2**17, 128)],
+)
 def test_costs_are_the_plain_ones_of_every_prediction_and_image(
-    monkeypatch: pytest.MonkeyPatch, pixels: int, targets_at_once: int
+    monkeypatch: pytest.MonkeyPatch, pixels: int, in_cache: int, targets_at_once: int
 ) -> None:
     """Whatever is done at a time; images of no target, of some, and of more than there are queries."""
     monkeypatch.setitem(matching_costs.PIXELS_AT_ONCE, "cpu", pixels)
+    monkeypatch.setitem(matching_costs.PIXELS_IN_CACHE, "cpu", in_cache)
     monkeypatch.setattr(matching_costs, "TARGETS_AT_ONCE", targets_at_once)
     matcher = HungarianMatcher(1.0, 20.0, 2.0)
     predictions, targets = step_of([3, 0, 9])
