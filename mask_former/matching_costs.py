@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from mask_former.losses import DICE_SMOOTH, FOCAL_ALPHA, FOCAL_GAMMA
 from mask_former.predictor import Prediction
 
-# Numbers that R and S queries have. A product likes many rows; what leads there is passes over memory, which
-# stay in a CPU's caches, and are few kernels on a GPU.
+# Numbers that R and S queries have; two tensors of each live at a time. A product likes many rows; what leads
+# there is passes over memory, which stay in a CPU's caches, and are few kernels on a GPU.
 PIXELS_AT_ONCE = {"cpu": 2**22, "cuda": 2**23}
 PIXELS_IN_CACHE = {"cpu": 2**17, "cuda": 2**23}
 TARGETS_AT_ONCE = 128  # resized masks, in float32: what they take is bounded too
@@ -130,25 +130,26 @@ def add_mask_costs(
         of_rows.add_(focal, alpha=mask_weight / pixels).add_(dice, alpha=dice_weight)
 
 
-def _terms(logits: Tensor, rows: Tensor, scratch: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums (R,) of p² softplus(x) and of p of logits x R×P.
+def _terms(logits: Tensor, rows: Tensor, scratch: Tensor) -> Tensor:
+    """Sums 2×R of p² softplus(x) and of p of logits x R×P.
 
     `rows` 2×R×P becomes p² softplus(x) + (1−p)² log p α/(1−α), which is (outside − inside)/(1−α), and p.
     """
     assert FOCAL_GAMMA == 2
-    sums = []
+    sums = rows.new_empty(2, len(logits))
     for start in range(0, len(logits), scratch.shape[1]):
-        x = logits[start : start + scratch.shape[1]].float()
-        (difference, p), (log, outside) = rows[:, start : start + len(x)], scratch[:, : len(x)]
+        part = slice(start, start + scratch.shape[1])
+        x = logits[part].float()
+        (difference, p), (log, outside) = rows[:, part], scratch[:, : len(x)]
         torch.sigmoid(x, out=p)
         torch.clamp(p, min=torch.finfo(p.dtype).tiny, out=log).log_()
         torch.minimum(log, x, out=log)  # where p is too small a number, log p = x
         torch.sub(x, log, out=outside).mul_(torch.mul(p, p, out=difference))
         torch.sub(1, p, out=difference).square_()
         torch.addcmul(outside, difference, log, value=FOCAL_ALPHA / (1 - FOCAL_ALPHA), out=difference)
-        sums.append((outside.sum(dim=1), p.sum(dim=1)))
-    of_outside, of_p = zip(*sums, strict=True)
-    return torch.cat(of_outside), torch.cat(of_p)
+        torch.sum(outside, dim=1, out=sums[0, part])
+        torch.sum(p, dim=1, out=sums[1, part])
+    return sums
 
 
 def _product(rows: Tensor, columns: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 PIECE = 9216  # pixels, at most: 9 MiB of 256 channels in float32
-ROW = 64  # a piece is a multiple of so many pixels: vectors and threads share it evenly
+ROW = 64  # pixels; it divides PIECE, and every piece but the last: vectors and threads share that evenly
 
 
 class FeatureMoments(NamedTuple):
@@ -180,9 +180,9 @@ def _centred(values: Tensor, sums: Tensor, areas: Tensor, inside: Tensor | None)
 
 
 def _add_products(total: tuple[Tensor, Tensor] | None, centred: Tensor) -> tuple[Tensor, Tensor]:
-    """`total` and X X^T of a piece X: its upper half, B×D/2×D, and the lower half's right part, B×D/2×D/2.
+    """`total` and X X^T of a piece X: its upper half, B×⌊D/2⌋×D, and the right part of the lower.
 
-    The lower half's left part is the upper one's right part: a quarter of the product is not computed.
+    The left part of the lower half is the right one of the upper: a quarter of the product is not computed.
     """
     half = centred.shape[1] // 2
     upper, lower = centred[:, :half], centred[:, half:]

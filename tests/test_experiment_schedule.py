@@ -98,7 +98,10 @@ def test_a_run_that_goes_on_elsewhere_is_waited_for(tmp_path, monkeypatch):
 
 
 def test_nothing_stays_behind_when_it_is_interrupted(tmp_path, monkeypatch):
-    """Not even what a command has started, which saves first."""
+    """Not even what a command has started, which saves first.
+
+    It sleeps in short pieces: a long sleep does not see a signal that came just before it.
+    """
     saving = (
         "import signal, sys, time; "
         "signal.signal(signal.SIGTERM, lambda *_: (open('HERE/saved', 'w').close(), sys.exit(1))); "

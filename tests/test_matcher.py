@@ -192,12 +192,17 @@ def test_weights_that_are_all_zero_are_refused() -> None:
 def test_costs_are_the_plain_ones_of_every_prediction_and_image(
     monkeypatch: pytest.MonkeyPatch, pixels: int, in_cache: int, targets_at_once: int
 ) -> None:
-    """Whatever is done at a time; images of no target, of some, and of more than there are queries."""
+    """Whatever is done at a time; images of no target, of some, and of more than there are queries.
+
+    Predictions of different numbers of queries, so that last parts are shorter; also of none.
+    """
     monkeypatch.setitem(matching_costs.PIXELS_AT_ONCE, "cpu", pixels)
     monkeypatch.setitem(matching_costs.PIXELS_IN_CACHE, "cpu", in_cache)
     monkeypatch.setattr(matching_costs, "TARGETS_AT_ONCE", targets_at_once)
     matcher = HungarianMatcher(1.0, 20.0, 2.0)
-    predictions, targets = step_of([3, 0, 9])
+    predictions, targets = step_of([3, 0, 9], predictions=4, queries=7)
+    for prediction, queries in zip(predictions, (5, 7, 1, 0), strict=True):
+        prediction.update({name: values[:, :queries] for name, values in prediction.items()})
     for prediction, costs in zip(predictions, matcher.costs(predictions, targets), strict=True):
         for image, (cost, true) in enumerate(zip(costs, targets, strict=True)):
             expected = plain_cost(

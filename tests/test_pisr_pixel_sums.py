@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pisr_maskformer import pixel_sums as module
-from pisr_maskformer.pixel_sums import FeatureMoments, pixel_sums
+from pisr_maskformer.pixel_sums import PIECE, ROW, FeatureMoments, pixel_sums
 from tools.benchmarks.measure import peak_memory
 
 CHOSEN = torch.tensor([[3, 0], [1, 2]])
@@ -48,9 +48,9 @@ def found(features, maps, factor, valid, chosen=CHOSEN):
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_values_and_gradients_are_those_of_plain_sums(padded, channels_last):
-    features, maps, factor, valid = inputs(channels_last=channels_last)
+@pytest.mark.parametrize(("channels", "channels_last"), [(4, False), (4, True), (5, False), (1, False)])
+def test_values_and_gradients_are_those_of_plain_sums(padded, channels, channels_last):
+    features, maps, factor, valid = inputs(channels, channels_last)
     valid = valid if padded else None
     results = []
     for evaluate in (found, plain):
@@ -96,6 +96,10 @@ def test_pieces_cover_all_pixels_once_and_are_of_about_one_size(pixels, row, mon
     sizes = [piece.stop - piece.start for piece in pieces]
     assert max(sizes) <= module.PIECE and all(size % row == 0 for size in sizes[:-1])
     assert len(sizes) == 1 or max(sizes) - pixels / len(sizes) < row + 1
+
+
+def test_rows_divide_pieces():
+    assert PIECE % ROW == 0
 
 
 def test_by_hand():

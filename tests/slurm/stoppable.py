@@ -60,8 +60,8 @@ def slow_down_evaluations(while_there: Path) -> None:
     def slow_evaluate(*arguments: Any) -> Any:
         if while_there.exists():
             print("evaluation begins", flush=True)
-            for _ in range(36000):  # short sleeps: one long sleep can miss a signal that came just before it,
-                time.sleep(0.1)  # since Python's handlers run between bytecodes, where evaluations come often
+            for _ in range(36000):  # handlers run between bytecodes: a long sleep does not see a signal that
+                time.sleep(0.1)  # came just before it
         return evaluate(*arguments)
 
     trainer.evaluate = slow_evaluate
