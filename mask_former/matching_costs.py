@@ -23,7 +23,7 @@ from mask_former.predictor import Prediction
 # Numbers that R and S queries have; two tensors of each live at a time. A product likes many rows; what leads
 # there is passes over memory, which stay in a CPU's caches, and are few kernels on a GPU.
 PIXELS_AT_ONCE = {"cpu": 2**22, "cuda": 2**23}
-PIXELS_IN_CACHE = {"cpu": 2**17, "cuda": 2**23}
+PIXELS_IN_CACHE = {"cpu": 2**18, "cuda": 2**23}
 TARGETS_AT_ONCE = 128  # resized masks, in float32: what they take is bounded too
 
 
