@@ -1,6 +1,6 @@
 """All benchmarks, one after another, each in a process of its own.
 
-    python -m tools.benchmarks --output output/benchmarks       # a quarter of an hour on 2 cores
+    python -m tools.benchmarks --output output/benchmarks       # 15 to 25 minutes on 2 cores
     python -m tools.benchmarks --quick loader matching          # small sizes, only these
 
 One that fails does not keep the others from running; the exit status then tells.
