@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 PIECE = 9216  # pixels, at most: 9 MiB of 256 channels in float32
 ROW = 64  # pixels; it divides PIECE, and every piece but the last: vectors and threads share that evenly
+BLOCKS = 4  # of the rows of a symmetric product: 3/8 of it are not computed
 
 
 class FeatureMoments(NamedTuple):
@@ -87,14 +88,14 @@ class _PixelSums(torch.autograd.Function):
         with torch.autocast(features.device.type, enabled=False):
             for part in _pieces(features):
                 values, inside = _piece(features, part), _inside(valid_pixels, part, maps)
-                weights = _weights(maps, factor, chosen, inside, part)
+                weights = _weights(maps, _chosen(maps, chosen, part), factor, inside, part)
                 sums, areas = weights @ values.transpose(1, 2), weights.sum(-1)
                 found.append((sums, areas))
                 if moments:
                     centred = _centred(values, sums, areas, inside)
                     products = _add_products(products, centred)
             sums, areas = (torch.stack(each, dim=-1) for each in zip(*found, strict=True))  # …×pieces
-            of_features = () if products is None else _joined(sums, areas, *products)
+            of_features = () if products is None else _joined(sums, areas, _whole(products))
             sums, areas = sums.sum(-1), areas.sum(-1)
         ctx.save_for_backward(features, maps, factor, chosen, valid_pixels, *of_features[::2])
         ctx.mark_non_differentiable(*of_features[2:])
@@ -121,23 +122,27 @@ class _PixelSums(torch.autograd.Function):
             of_sums = torch.cat([d_sums, slope[:, None]], dim=1).transpose(1, 2)  # B×D×(Q+K+1)
             for part in _pieces(features):
                 values, inside = _piece(features, part), _inside(valid_pixels, part, maps)
+                of_chosen = _chosen(maps, chosen, part)
                 if d_features is not None:
-                    weights = _weights(maps, factor, chosen, inside, part)
+                    weights = _weights(maps, of_chosen, factor, inside, part)
                     _set_piece(d_features, d_same, part, of_sums, weights, curvature, values, inside)
                     del weights  # as large as what comes next
                 if d_maps is None and d_factor is None:
                     continue
-                d_weights = torch.baddbmm(d_areas[..., None], d_sums, values)  # B×(Q+K)×n
-                if inside is not None:
-                    d_weights.mul_(inside)
-                of_maps, of_chosen = d_weights[:, : maps.shape[1]], d_weights[:, maps.shape[1] :]
+                # B×(Q+K)×n, less d_areas: adding it to the maps' rows as they are written spares a pass.
+                d_weights = d_sums @ values
+                of_maps, of_heatmaps = d_weights.split((maps.shape[1], chosen.shape[1]), dim=1)
+                of_heatmaps.add_(d_areas[:, maps.shape[1] :, None])
                 if d_factor is not None:
-                    products = of_chosen * _chosen(maps, chosen, part)
-                    d_factor.flatten(2)[..., part] = products.sum(1, keepdim=True)
+                    products = of_chosen.mul_(of_heatmaps).sum(1, keepdim=True)
+                    d_factor.flatten(2)[..., part] = products if inside is None else products.mul_(inside)
                 if d_maps is not None:
-                    of_chosen.mul_(factor.flatten(2)[..., part])
-                    of_maps.scatter_add_(1, chosen[..., None].expand_as(of_chosen), of_chosen)
-                    d_maps.flatten(2)[..., part] = of_maps
+                    of_heatmaps.mul_(factor.flatten(2)[..., part])
+                    of_maps.scatter_add_(1, chosen[..., None].expand_as(of_heatmaps), of_heatmaps)
+                    target = d_maps.flatten(2)[..., part]
+                    torch.add(of_maps, d_areas[:, : maps.shape[1], None], out=target)
+                    if inside is not None:
+                        target.mul_(inside)
         return d_features, d_maps, d_factor, None, None, None
 
 
@@ -164,11 +169,14 @@ def _chosen(maps: Tensor, chosen: Tensor, part: slice) -> Tensor:
     return maps.flatten(2)[..., part][images, chosen]  # half the time of a gather
 
 
-def _weights(maps: Tensor, factor: Tensor, chosen: Tensor, inside: Tensor | None, part: slice) -> Tensor:
-    """All maps, the chosen ones times the factor, and 1; zero outside: B×(Q+K+1)×n."""
-    factor = factor.flatten(2)[..., part]
-    ones = torch.ones_like(factor)
-    weights = torch.cat([maps.flatten(2)[..., part], _chosen(maps, chosen, part) * factor, ones], dim=1)
+def _weights(maps: Tensor, of_chosen: Tensor, factor: Tensor, inside: Tensor | None, part: slice) -> Tensor:
+    """All maps, the chosen ones (B×K×n) times the factor, and 1; zero outside: B×(Q+K+1)×n."""
+    rows = (maps.shape[1], of_chosen.shape[1], 1)
+    weights = maps.new_empty((len(maps), sum(rows), of_chosen.shape[2]))  # filled without a copy in between
+    of_maps, suppressed, ones = weights.split(rows, dim=1)
+    of_maps.copy_(maps.flatten(2)[..., part])
+    torch.mul(of_chosen, factor.flatten(2)[..., part], out=suppressed)
+    ones.fill_(1)
     return weights if inside is None else weights.mul_(inside)
 
 
@@ -179,21 +187,29 @@ def _centred(values: Tensor, sums: Tensor, areas: Tensor, inside: Tensor | None)
     return centred if inside is None else centred.mul_(inside)
 
 
-def _add_products(total: tuple[Tensor, Tensor] | None, centred: Tensor) -> tuple[Tensor, Tensor]:
-    """`total` and X X^T of a piece X: its upper half, B×⌊D/2⌋×D, and the right part of the lower.
+def _add_products(total: list[Tensor] | None, centred: Tensor) -> list[Tensor]:
+    """`total` and X X^T of a piece X, in blocks of rows, each from the diagonal on: the rest is symmetric."""
+    rows = math.ceil(centred.shape[1] / BLOCKS)
+    products = [
+        centred[:, start : start + rows] @ centred[:, start:].transpose(1, 2)
+        for start in range(0, centred.shape[1], rows)
+    ]
+    return products if total is None else [sum_.add_(one) for sum_, one in zip(total, products, strict=True)]
 
-    The left part of the lower half is the right one of the upper: a quarter of the product is not computed.
-    """
-    half = centred.shape[1] // 2
-    upper, lower = centred[:, :half], centred[:, half:]
-    products = upper @ centred.transpose(1, 2), lower @ lower.transpose(1, 2)
-    return products if total is None else (total[0].add_(products[0]), total[1].add_(products[1]))
+
+def _whole(blocks: list[Tensor]) -> Tensor:
+    """The symmetric matrix, B×D×D, of the blocks of `_add_products`."""
+    whole = blocks[0].new_empty((*blocks[0].shape[:1], *blocks[0].shape[2:] * 2))
+    end = 0
+    for block in blocks:
+        start, end = end, end + block.shape[1]
+        whole[:, start:, start:end] = block.transpose(1, 2)
+        whole[:, start:end, start:] = block
+    return whole
 
 
-def _joined(sums: Tensor, areas: Tensor, upper: Tensor, lower: Tensor) -> tuple[Tensor, ...]:
+def _joined(sums: Tensor, areas: Tensor, products: Tensor) -> tuple[Tensor, ...]:
     """Mean, covariance and number of all pixels, from the pieces' sums and areas and all centred products."""
-    half = upper.shape[1]
-    products = torch.cat([upper, torch.cat([upper[:, :, half:].transpose(1, 2), lower], dim=2)], dim=1)
     sums, counts = sums[:, -1], areas[:, -1:]  # of F, B×D×pieces, and of valid pixels, B×1×pieces
     count = counts.sum((1, 2))
     total = count.clamp(min=1)[:, None, None]
