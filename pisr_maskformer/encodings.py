@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pisr_maskformer.config import choose
-from pisr_maskformer.pixel_sums import FeatureMoments, at_least_float32, pixel_sums
+from pisr_maskformer.moments import FeatureMoments
+from pisr_maskformer.pixel_sums import at_least_float32, pixel_sums
 
 # Smallest weight, in pixels, that a mean is divided by: an all-zero map gives a zero mean, never NaN. Far
 # below what a confident softmax leaves an absent class (e^-20 of 25,600 pixels is 5e-5), so that no real

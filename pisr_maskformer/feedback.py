@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pisr_maskformer.attention import AffineFeatures, weight_and_bias
-from pisr_maskformer.pixel_sums import FeatureMoments
+from pisr_maskformer.moments import FeatureMoments
 
 # The norms must see the panoptic features whatever their size: PyTorch's default of 1e-5 would swallow
 # deviations below 0.003, which is what a new model has. Small enough for them, large enough for float32

@@ -4,39 +4,29 @@ Shapes: B batch · D channels · H×W feature resolution · Q region maps · K o
     F features B×D×H×W, of any floating type · s maps B×Q×H×W
 
 Of the inputs autograd keeps what was given, and nothing else as large. Everything is summed in float32 or
-better, a piece of the map after the other: what is made of a piece (its float32 copy, its weights) is gone
-before the next, and made again in the backward pass. Autocast is off, in either direction. Contiguous and
-channels_last features are read as they lie.
+better, a piece of the map after the other: what is made of a piece (its float32 copy, its weights) is let
+go as the next one's is made, and made again in the backward pass. Autocast is off, in either direction.
+Contiguous and channels_last features are read as they lie.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pisr_maskformer.moments import (
+    FeatureMoments,
+    add_products,
+    centred,
+    gradient_of_moments,
+    joined,
+)
+
 PIECE = 9216  # pixels, at most: 9 MiB of 256 channels in float32
 ROW = 64  # pixels; it divides PIECE, and every piece but the last: vectors and threads share that evenly
-BLOCKS = 4  # of the rows of a symmetric product: 3/8 of it are not computed
-
-
-class FeatureMoments(NamedTuple):
-    """What the pixels of a feature map have in common, per image; all zero where no pixel is valid."""
-
-    mean: Tensor  # mu, B×D
-    covariance: Tensor  # the mean of (F - mu)(F - mu)^T, B×D×D
-    pixels: Tensor  # how many are valid, B
-
-    def squared_norm(self) -> Tensor:
-        """The mean of |F|^2 over pixels, B."""
-        return self.mean.square().sum(1) + self.covariance.diagonal(dim1=1, dim2=2).sum(1)
-
-    def affine(self, matrix: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of every channel of A F + c, both B×D; A B×D×D, c B×D."""
-        mean = torch.baddbmm(offset[..., None], matrix, self.mean[..., None]).squeeze(-1)
-        return mean, ((matrix @ self.covariance) * matrix).sum(-1).clamp(min=0)
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -67,11 +57,10 @@ def pixel_sums(
 
 
 class _PixelSums(torch.autograd.Function):
-    """The pieces' moments, each around its own mean, become those of the whole by Chan's formula.
+    """The sums are linear in F and in the weights; the moments: moments.py.
 
-    The covariance C is symmetric, so that its gradient with respect to F is one product,
-    (dC + dC^T)(F - mu) / count. A last weight, 1 for valid pixels, sums F itself, and in the backward pass
-    carries what is the same for every pixel.
+    A last weight, 1 for valid pixels, sums F itself, and in the backward pass carries what is the same for
+    every pixel.
     """
 
     @staticmethod
@@ -92,10 +81,9 @@ class _PixelSums(torch.autograd.Function):
                 sums, areas = weights @ values.transpose(1, 2), weights.sum(-1)
                 found.append((sums, areas))
                 if moments:
-                    centred = _centred(values, sums, areas, inside)
-                    products = _add_products(products, centred)
+                    products = add_products(products, centred(values, sums, areas, inside))
             sums, areas = (torch.stack(each, dim=-1) for each in zip(*found, strict=True))  # …×pieces
-            of_features = () if products is None else _joined(sums, areas, _whole(products))
+            of_features = () if products is None else joined(sums, areas, products)
             sums, areas = sums.sum(-1), areas.sum(-1)
         ctx.save_for_backward(features, maps, factor, chosen, valid_pixels, *of_features[::2])
         ctx.mark_non_differentiable(*of_features[2:])
@@ -114,35 +102,23 @@ class _PixelSums(torch.autograd.Function):
         )
         for_features, for_maps, for_factor, *_ = ctx.needs_input_grad
         d_features = _like(features) if for_features else None
-        d_maps = torch.empty_like(maps) if for_maps else None
-        d_factor = torch.empty_like(factor) if for_factor else None
+        d_maps = _like(maps) if for_maps else None
+        d_factor = _like(factor) if for_factor else None
         with torch.autocast(features.device.type, enabled=False):
-            curvature, slope = _gradient_of_moments(d_moments, moments)
+            curvature, slope = gradient_of_moments(d_moments, moments)
             slope = d_sums.new_zeros(d_sums[:, 0].shape) if slope is None else slope
             of_sums = torch.cat([d_sums, slope[:, None]], dim=1).transpose(1, 2)  # B×D×(Q+K+1)
             for part in _pieces(features):
                 values, inside = _piece(features, part), _inside(valid_pixels, part, maps)
-                of_chosen = _chosen(maps, chosen, part)
+                under = _chosen(maps, chosen, part)
                 if d_features is not None:
-                    weights = _weights(maps, of_chosen, factor, inside, part)
+                    weights = _weights(maps, under, factor, inside, part)
                     _set_piece(d_features, d_same, part, of_sums, weights, curvature, values, inside)
                     del weights  # as large as what comes next
-                if d_maps is None and d_factor is None:
-                    continue
-                # B×(Q+K)×n, less d_areas: adding it to the maps' rows as they are written spares a pass.
-                d_weights = d_sums @ values
-                of_maps, of_heatmaps = d_weights.split((maps.shape[1], chosen.shape[1]), dim=1)
-                of_heatmaps.add_(d_areas[:, maps.shape[1] :, None])
-                if d_factor is not None:
-                    products = of_chosen.mul_(of_heatmaps).sum(1, keepdim=True)
-                    d_factor.flatten(2)[..., part] = products if inside is None else products.mul_(inside)
-                if d_maps is not None:
-                    of_heatmaps.mul_(factor.flatten(2)[..., part])
-                    of_maps.scatter_add_(1, chosen[..., None].expand_as(of_heatmaps), of_heatmaps)
-                    target = d_maps.flatten(2)[..., part]
-                    torch.add(of_maps, d_areas[:, : maps.shape[1], None], out=target)
-                    if inside is not None:
-                        target.mul_(inside)
+                if d_maps is not None or d_factor is not None:
+                    products = d_sums @ values  # B×(Q+K)×n
+                    _set_weights(d_maps, d_factor, part, products, d_areas, under, chosen, factor, inside)
+                    del products
         return d_features, d_maps, d_factor, None, None, None
 
 
@@ -169,74 +145,21 @@ def _chosen(maps: Tensor, chosen: Tensor, part: slice) -> Tensor:
     return maps.flatten(2)[..., part][images, chosen]  # half the time of a gather
 
 
-def _weights(maps: Tensor, of_chosen: Tensor, factor: Tensor, inside: Tensor | None, part: slice) -> Tensor:
-    """All maps, the chosen ones (B×K×n) times the factor, and 1; zero outside: B×(Q+K+1)×n."""
-    rows = (maps.shape[1], of_chosen.shape[1], 1)
-    weights = maps.new_empty((len(maps), sum(rows), of_chosen.shape[2]))  # filled without a copy in between
-    of_maps, suppressed, ones = weights.split(rows, dim=1)
+def _weights(maps: Tensor, under: Tensor, factor: Tensor, inside: Tensor | None, part: slice) -> Tensor:
+    """All maps, the chosen ones (`under`, B×K×n) times the factor, and 1; zero outside: B×(Q+K+1)×n."""
+    rows = (maps.shape[1], under.shape[1], 1)
+    weights = maps.new_empty((len(maps), sum(rows), under.shape[2]))  # filled without a copy in between
+    of_maps, of_chosen, ones = weights.split(rows, dim=1)
     of_maps.copy_(maps.flatten(2)[..., part])
-    torch.mul(of_chosen, factor.flatten(2)[..., part], out=suppressed)
+    torch.mul(under, factor.flatten(2)[..., part], out=of_chosen)
     ones.fill_(1)
     return weights if inside is None else weights.mul_(inside)
 
 
-def _centred(values: Tensor, sums: Tensor, areas: Tensor, inside: Tensor | None) -> Tensor:
-    """The values of a piece less their own mean, zero outside: B×D×n."""
-    mean = sums[:, -1] / areas[:, -1:].clamp(min=1)
-    centred = values - mean[..., None]
-    return centred if inside is None else centred.mul_(inside)
-
-
-def _add_products(total: list[Tensor] | None, centred: Tensor) -> list[Tensor]:
-    """`total` and X X^T of a piece X, in blocks of rows, each from the diagonal on: the rest is symmetric."""
-    rows = math.ceil(centred.shape[1] / BLOCKS)
-    products = [
-        centred[:, start : start + rows] @ centred[:, start:].transpose(1, 2)
-        for start in range(0, centred.shape[1], rows)
-    ]
-    return products if total is None else [sum_.add_(one) for sum_, one in zip(total, products, strict=True)]
-
-
-def _whole(blocks: list[Tensor]) -> Tensor:
-    """The symmetric matrix, B×D×D, of the blocks of `_add_products`."""
-    whole = blocks[0].new_empty((*blocks[0].shape[:1], *blocks[0].shape[2:] * 2))
-    end = 0
-    for block in blocks:
-        start, end = end, end + block.shape[1]
-        whole[:, start:, start:end] = block.transpose(1, 2)
-        whole[:, start:end, start:] = block
-    return whole
-
-
-def _joined(sums: Tensor, areas: Tensor, products: Tensor) -> tuple[Tensor, ...]:
-    """Mean, covariance and number of all pixels, from the pieces' sums and areas and all centred products."""
-    sums, counts = sums[:, -1], areas[:, -1:]  # of F, B×D×pieces, and of valid pixels, B×1×pieces
-    count = counts.sum((1, 2))
-    total = count.clamp(min=1)[:, None, None]
-    mean = sums.sum(-1, keepdim=True) / total
-    apart = sums / counts.clamp(min=1) - mean
-    covariance = torch.baddbmm(products / total, apart * (counts / total), apart.transpose(1, 2))
-    return mean.squeeze(-1), covariance, count
-
-
-def _gradient_of_moments(
-    gradients: list[Tensor], moments: list[Tensor]
-) -> tuple[Tensor | None, Tensor | None]:
-    """S, B×D×D, and t, B×D: the gradient with respect to a pixel's F is S F + t. None without moments."""
-    if not moments:
-        return None, None
-    (d_mean, d_covariance), (mean, count) = gradients, moments
-    total = count.clamp(min=1)[:, None]
-    curvature = (d_covariance + d_covariance.transpose(1, 2)) / total[..., None]
-    return curvature, d_mean / total - (curvature @ mean[..., None]).squeeze(-1)
-
-
-def _like(features: Tensor) -> Tensor:
-    """An empty map that lies as `features` does, and whose pixels can be flattened without a copy."""
-    by_pixel = features.stride(1) == 1 and features.is_contiguous(memory_format=torch.channels_last)
-    return torch.empty_like(
-        features, memory_format=torch.channels_last if by_pixel else torch.contiguous_format
-    )
+def _like(maps: Tensor) -> Tensor:
+    """An empty tensor that lies as `maps`, B×R×H×W, do, and whose pixels can be flattened without a copy."""
+    by_pixel = maps.stride(1) == 1 and maps.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty_like(maps, memory_format=torch.channels_last if by_pixel else torch.contiguous_format)
 
 
 def _set_piece(
@@ -259,3 +182,35 @@ def _set_piece(
         piece.baddbmm_(curvature, values if inside is None else values * inside)
     if piece is not target:
         target.copy_(piece)
+
+
+def _set_weights(
+    d_maps: Tensor | None,
+    d_factor: Tensor | None,
+    part: slice,
+    products: Tensor,
+    d_areas: Tensor,
+    under: Tensor,
+    chosen: Tensor,
+    factor: Tensor,
+    inside: Tensor | None,
+) -> None:
+    """The gradients of maps and factor, of a part, from that of the weights: d_areas + dG F (`products`).
+
+    Overwrites `products` and `under`, the chosen maps. d_areas of the maps is added last, while they are
+    written to their place: one pass less.
+    """
+    rows = (d_areas.shape[1] - under.shape[1], under.shape[1])
+    d_under_maps, d_under_chosen = products.split(rows, dim=1)
+    of_maps, of_chosen = d_areas[..., None].split(rows, dim=1)
+    d_under_chosen.add_(of_chosen)
+    if d_factor is not None:
+        summed = under.mul_(d_under_chosen).sum(1, keepdim=True)
+        d_factor.flatten(2)[..., part] = summed if inside is None else summed.mul_(inside)
+    if d_maps is not None:
+        d_under_chosen.mul_(factor.flatten(2)[..., part])
+        d_under_maps.scatter_add_(1, chosen[..., None].expand_as(d_under_chosen), d_under_chosen)
+        target = d_maps.flatten(2)[..., part]
+        torch.add(d_under_maps, of_maps, out=target)
+        if inside is not None:
+            target.mul_(inside)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pisr_maskformer.attention import AffineFeatures
-from pisr_maskformer.pixel_sums import FeatureMoments
+from pisr_maskformer.moments import FeatureMoments
 
 
 @torch.no_grad()

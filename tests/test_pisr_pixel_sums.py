@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pisr_maskformer import pixel_sums as module
-from pisr_maskformer.pixel_sums import PIECE, ROW, FeatureMoments, pixel_sums
+from pisr_maskformer.moments import FeatureMoments
+from pisr_maskformer.pixel_sums import PIECE, ROW, pixel_sums
 from tools.benchmarks.measure import peak_memory
 
 CHOSEN = torch.tensor([[3, 0], [1, 2]])
@@ -78,6 +79,19 @@ def test_the_gradient_of_whoever_goes_on_with_the_features_is_added(dtype):
         total = sums.square().sum() + ((same if goes_on else features) * weight).sum()
         gradients.append(torch.autograd.grad(total, features)[0])
     torch.testing.assert_close(*gradients, rtol=0.01 if dtype == torch.bfloat16 else 1e-12, atol=1e-12)
+
+
+def test_maps_and_factor_may_lie_transposed():
+    features, maps, factor, valid = inputs()
+    maps, factor = (each.detach().transpose(2, 3).contiguous().transpose(2, 3) for each in (maps, factor))
+    given = [features, maps.requires_grad_(), factor.requires_grad_()]
+    assert not maps.is_contiguous()
+    gradients = [
+        torch.autograd.grad(sum(value.square().sum() for value in evaluate(*given, valid)), given)
+        for evaluate in (found, plain)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 def test_gradients_by_finite_differences():
