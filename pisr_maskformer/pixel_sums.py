@@ -10,7 +10,7 @@ Contiguous and channels_last features are read as they lie.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -151,7 +151,7 @@ def _weights(maps: Tensor, under: Tensor, factor: Tensor, inside: Tensor | None,
     weights = maps.new_empty((len(maps), sum(rows), under.shape[2]))  # filled without a copy in between
     of_maps, of_chosen, ones = weights.split(rows, dim=1)
     of_maps.copy_(maps.flatten(2)[..., part])
-    torch.mul(under, factor.flatten(2)[..., part], out=of_chosen)
+    _write(of_chosen, torch.mul, under, factor.flatten(2)[..., part])
     ones.fill_(1)
     return weights if inside is None else weights.mul_(inside)
 
@@ -184,6 +184,14 @@ def _set_piece(
         target.copy_(piece)
 
 
+def _write(target: Tensor, function: Callable[..., Tensor], *given: Tensor) -> None:
+    """target = function(*given) without a copy. torch.compile refuses such an `out`, and fuses the copy."""
+    if torch.compiler.is_compiling():
+        target.copy_(function(*given))
+    else:
+        function(*given, out=target)
+
+
 def _set_weights(
     d_maps: Tensor | None,
     d_factor: Tensor | None,
@@ -211,6 +219,6 @@ def _set_weights(
         d_under_chosen.mul_(factor.flatten(2)[..., part])
         d_under_maps.scatter_add_(1, chosen[..., None].expand_as(d_under_chosen), d_under_chosen)
         target = d_maps.flatten(2)[..., part]
-        torch.add(d_under_maps, of_maps, out=target)
+        _write(target, torch.add, d_under_maps, of_maps)
         if inside is not None:
             target.mul_(inside)
