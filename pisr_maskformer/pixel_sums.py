@@ -17,13 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pisr_maskformer.moments import (
-    FeatureMoments,
-    add_products,
-    centred,
-    gradient_of_moments,
-    joined,
-)
+from pisr_maskformer.moments import FeatureMoments, add_products, centred, gradient_of_moments, joined
 
 PIECE = 9216  # pixels, at most: 9 MiB of 256 channels in float32
 ROW = 64  # pixels; it divides PIECE, and every piece but the last: vectors and threads share that evenly
@@ -116,9 +110,9 @@ class _PixelSums(torch.autograd.Function):
                     _set_piece(d_features, d_same, part, of_sums, weights, curvature, values, inside)
                     del weights  # as large as what comes next
                 if d_maps is not None or d_factor is not None:
-                    products = d_sums @ values  # B×(Q+K)×n
-                    _set_weights(d_maps, d_factor, part, products, d_areas, under, chosen, factor, inside)
-                    del products
+                    _set_weights(
+                        d_maps, d_factor, part, d_sums @ values, d_areas, under, chosen, factor, inside
+                    )
         return d_features, d_maps, d_factor, None, None, None
 
 
@@ -203,22 +197,22 @@ def _set_weights(
     factor: Tensor,
     inside: Tensor | None,
 ) -> None:
-    """The gradients of maps and factor, of a part, from that of the weights: d_areas + dG F (`products`).
+    """The gradients of maps and factor, of a part, from that of the weights: dG F (`products`) + d_areas.
 
-    Overwrites `products` and `under`, the chosen maps. d_areas of the maps is added last, while they are
-    written to their place: one pass less.
+    Overwrites `products` and `under`, the chosen maps. The maps' d_areas are added last, while their gradient
+    is written to its place: one pass less.
     """
-    rows = (d_areas.shape[1] - under.shape[1], under.shape[1])
-    d_under_maps, d_under_chosen = products.split(rows, dim=1)
-    of_maps, of_chosen = d_areas[..., None].split(rows, dim=1)
-    d_under_chosen.add_(of_chosen)
+    rows = (products.shape[1] - under.shape[1], under.shape[1])
+    d_all, d_chosen = products.split(rows, dim=1)
+    areas_all, areas_chosen = d_areas[..., None].split(rows, dim=1)
+    d_chosen.add_(areas_chosen)
     if d_factor is not None:
-        summed = under.mul_(d_under_chosen).sum(1, keepdim=True)
+        summed = under.mul_(d_chosen).sum(1, keepdim=True)
         d_factor.flatten(2)[..., part] = summed if inside is None else summed.mul_(inside)
     if d_maps is not None:
-        d_under_chosen.mul_(factor.flatten(2)[..., part])
-        d_under_maps.scatter_add_(1, chosen[..., None].expand_as(d_under_chosen), d_under_chosen)
+        d_chosen.mul_(factor.flatten(2)[..., part])
+        d_all.scatter_add_(1, chosen[..., None].expand_as(d_chosen), d_chosen)
         target = d_maps.flatten(2)[..., part]
-        _write(target, torch.add, d_under_maps, of_maps)
+        _write(target, torch.add, d_all, areas_all)
         if inside is not None:
             target.mul_(inside)
