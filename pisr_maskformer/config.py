@@ -56,6 +56,9 @@ class PISRSettings:
     reweighting_layers: int = 2
     # w of "explicit": one number per encoding (False, **choice**), or one per encoding and channel (True).
     weight_per_channel: bool = False
+    # Subtract from E~ its mean over the encodings of the image. Not in the paper: an image's encodings have
+    # much in common, and with it their M works in one or two directions (docs/evidence.md, 8 and 9).
+    centre_encodings: bool = False
 
     # --- Panoptic relational attention, Section 3.4 and Table B.2 ---
     # "attention", or "constant": F_pan = M F + b with learned M and b that ignore the encodings. Not in the

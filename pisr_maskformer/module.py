@@ -33,7 +33,7 @@ from pisr_maskformer.encodings import PanopticEncoder
 from pisr_maskformer.feedback import FEEDBACK, PixelFeedback, QueryFeedback
 from pisr_maskformer.internals import FirstPrediction, PISRInternals, Related, internals_of
 from pisr_maskformer.pixel_sums import at_least_float32
-from pisr_maskformer.reweighting import REWEIGHTING
+from pisr_maskformer.reweighting import REWEIGHTING, centred
 from pisr_maskformer.statistics import (
     group_deviation,
     relative_size,
@@ -96,6 +96,7 @@ class PISR(nn.Module):
         paths = FEEDBACK[settings.feedback]
         self.feeds_back = bool(paths)
         self.uses_encodings = self.feeds_back and RELATION[settings.relation]
+        self.centre_encodings = settings.centre_encodings
         if self.uses_encodings:
             self.reweighting = REWEIGHTING[settings.reweighting](
                 channels=channels,
@@ -191,6 +192,8 @@ class PISR(nn.Module):
         reweighted, weights = self.reweighting(encoded.encodings)
         # Biases would revive the empty slots; zero from here to g_s and g_p.
         reweighted = reweighted.masked_fill(~encoded.valid[..., None], 0)
+        if self.centre_encodings:
+            reweighted = centred(reweighted, encoded.valid)
         return Related(encoded, reweighted, weights, self.attention(first.features, reweighted))
 
     def _feed_pixels(

@@ -17,6 +17,12 @@ def mlp(channels: int, out_channels: int, hidden_layers: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(channels, out_channels))
 
 
+def centred(encodings: Tensor, valid: Tensor) -> Tensor:
+    """Encodings less the mean of the image's valid ones; those not `valid`, B×E bool, are and stay zero."""
+    mean = encodings.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
+    return (encodings - mean).masked_fill(~valid[..., None], 0)
+
+
 class ExplicitReweighting(nn.Module):
     """w = sigmoid(MLP(E_pan)), E~ = w * E_pan: the paper's default, Figure B.1 (a)."""
 

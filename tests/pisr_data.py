@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "separate": {"reweighting": "separate"},
     "separate_no_instances": {"reweighting": "separate", "num_instances": 0},
     "no_reweighting": {"reweighting": "none"},
+    "centred": {"centre_encodings": True},
     "constant": {"relation": "constant"},
     "pixel": {"feedback": "pixel"},
     "query": {"feedback": "query"},

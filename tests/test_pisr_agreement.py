@@ -13,6 +13,7 @@ AFFINE = [
         "slot_order": order,
         "semantic_presence": suppression == "none",
         "instance_presence": suppression != "binary",
+        "centre_encodings": order == "score",
         "feedback": feedback,
     }
     for suppression, order, feedback in (

@@ -13,7 +13,9 @@ from pisr_maskformer.variants import VARIANTS as NAMES
 from tests.pisr_data import CHANNELS, CLASSES, THINGS, VARIANTS, build, prediction, run
 
 
-@pytest.mark.parametrize("variant", ["default", "no_suppression", "constant", "l2_l2", "matmul_cosine"])
+@pytest.mark.parametrize(
+    "variant", ["default", "no_suppression", "centred", "constant", "l2_l2", "matmul_cosine"]
+)
 def test_batched_with_padding_is_single_without(variant):
     module = build(**VARIANTS[variant]).double().eval()
     small, large = prediction(batch=1, size=(5, 4), seed=1), prediction(batch=1, size=(7, 6), seed=2)
@@ -108,6 +110,19 @@ def test_internals_are_what_the_forward_used():
     expected = internals.weights * internals.encodings
     torch.testing.assert_close(internals.reweighted[internals.valid], expected[internals.valid])
     assert not internals.reweighted[~internals.valid].any()
+
+
+@pytest.mark.parametrize("reweighting", ["explicit", "implicit"])
+def test_centred_encodings_have_the_mean_zero_over_the_filled_slots_alone(reweighting):
+    given, settings = prediction(), {"num_instances": 8, "reweighting": reweighting}
+    plain = run(build(**settings).double(), given, internals=True)
+    other = run(build(**settings, centre_encodings=True).double(), given, internals=True)
+    centred, filled = other.internals.reweighted, other.internals.valid
+    torch.testing.assert_close(centred.sum(1), torch.zeros_like(centred[:, 0]))
+    assert not centred[~filled].any() and centred[filled].any(1).all()
+    differences = [value[:, :CLASSES].diff(dim=1) for value in (centred, plain.internals.reweighted)]
+    torch.testing.assert_close(*differences)  # what tells encodings apart is left
+    assert not torch.allclose(other.features.on_pixels(), plain.features.on_pixels())
 
 
 def test_internals_of_the_control_have_encodings_but_no_relation():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pisr_maskformer.reweighting import REWEIGHTING
+from pisr_maskformer.reweighting import REWEIGHTING, centred
 
 SIZES = {"channels": 4, "hidden_layers": 2, "weight_per_channel": False, "num_classes": 3, "num_instances": 2}
 ENCODINGS = torch.arange(40.0).reshape(2, 5, 4) / 10
@@ -66,3 +66,11 @@ def test_none_changes_nothing():
     result, weights = build("none")(ENCODINGS)
     assert torch.equal(result, ENCODINGS) and weights is None
     assert not list(build("none").parameters())
+
+
+def test_centred_by_hand_leaves_empty_slots_out():
+    encodings = torch.tensor([[[1.0, 2.0], [3.0, 8.0], [0.0, 0.0]], [[1.0, 0.0], [2.0, 0.0], [6.0, 3.0]]])
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    mean = torch.tensor([[[2.0, 5.0]], [[3.0, 1.0]]])
+    expected = (encodings - mean) * valid[..., None]
+    torch.testing.assert_close(centred(encodings, valid), expected)
