@@ -157,14 +157,23 @@ class PanopticRelationalAttention(nn.Module):
 
 
 class ConstantRelation(nn.Module):
-    """F_pan = M F + b with M and b learned, the same for every image: ignores the encodings (control)."""
+    """F_pan = M F + b with M and b learned, the same for every image: ignores the encodings (control).
 
-    def __init__(self, *, channels: int) -> None:
+    Args:
+        channels: D. rank: M is a product of D×rank and rank×D; 0 for any M.
+    """
+
+    def __init__(self, *, channels: int, rank: int = 0) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(channels, channels, 1)
+        self.reduction = nn.Linear(channels, rank, bias=False) if rank else None
+        self.convolution = nn.Conv2d(rank or channels, channels, 1)
+        if rank:  # b as small at the start as that of any M
+            nn.init.uniform_(self.convolution.bias, -(channels**-0.5), channels**-0.5)
 
     def forward(self, features: Tensor) -> AffineFeatures:
         """M and b, repeated for every image of `features` and scaled like those of the attention."""
         weight, bias = weight_and_bias(self.convolution)
+        if self.reduction is not None:
+            weight = weight @ self.reduction.weight
         batch = features.shape[0]
         return AffineFeatures(weight.expand(batch, -1, -1), bias.expand(batch, -1)).scaled()

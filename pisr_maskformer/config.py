@@ -56,14 +56,16 @@ class PISRSettings:
     reweighting_layers: int = 2
     # w of "explicit": one number per encoding (False, **choice**), or one per encoding and channel (True).
     weight_per_channel: bool = False
-    # Subtract from E~ its mean over the encodings of the image. Not in the paper: an image's encodings have
-    # much in common, and with it their M works in one or two directions (docs/evidence.md, 8 and 9).
+    # Subtract from E~ its mean over the encodings of the image, empty slots left out; an encoding of weight 0
+    # becomes minus the mean. Not in the paper; what it gains is in docs/evidence.md, 9.
     centre_encodings: bool = False
 
     # --- Panoptic relational attention, Section 3.4 and Table B.2 ---
     # "attention", or "constant": F_pan = M F + b with learned M and b that ignore the encodings. Not in the
     # paper: the control that a gain of PISR has to be measured against.
     relation: str = "attention"
+    # The largest rank of the constant M, 0 for any: M of the encodings works in few directions.
+    constant_rank: int = 0
     # f1 of F_sp = f1(g_s(E~), h(F)) and f2 of F_pan = f2(g_p(E~^T), h'(F_sp)): "matmul", "cosine" or "l2".
     f1: str = "matmul"
     f2: str = "matmul"
@@ -85,7 +87,7 @@ class PISRSettings:
     inference_stage: str = "final"
 
     def __post_init__(self) -> None:
-        for name in ("num_instances", "reweighting_layers", "initial_loss_weight"):
+        for name in ("num_instances", "reweighting_layers", "constant_rank", "initial_loss_weight"):
             if getattr(self, name) < 0:
                 raise SettingError(
                     f"MODEL.PISR.{name.upper()} is {getattr(self, name)}; it must not be negative"

@@ -39,7 +39,7 @@ class PISRInternals:
     encodings: Tensor  # E_pan, B×E×D: C semantic ones, then N instance slots
     valid: Tensor  # B×E bool: false for slots without a query
     kept: Tensor  # B×N int64: the query in each slot, -1 where none
-    reweighted: Tensor | None  # E~, B×E×D
+    reweighted: Tensor | None  # E~, B×E×D, less its mean with CENTRE_ENCODINGS
     weights: Tensor | None  # w of the explicit reweighting, B×E×1 or B×E×D
     semantic_heatmaps: Tensor  # S_c, B×C×H×W
     instance_heatmaps: Tensor  # B×N×H×W, zero for slots without a query

@@ -33,7 +33,7 @@ from pisr_maskformer.encodings import PanopticEncoder
 from pisr_maskformer.feedback import FEEDBACK, PixelFeedback, QueryFeedback
 from pisr_maskformer.internals import FirstPrediction, PISRInternals, Related, internals_of
 from pisr_maskformer.pixel_sums import at_least_float32
-from pisr_maskformer.reweighting import REWEIGHTING, centred
+from pisr_maskformer.reweighting import REWEIGHTING, less_mean
 from pisr_maskformer.statistics import (
     group_deviation,
     relative_size,
@@ -96,7 +96,6 @@ class PISR(nn.Module):
         paths = FEEDBACK[settings.feedback]
         self.feeds_back = bool(paths)
         self.uses_encodings = self.feeds_back and RELATION[settings.relation]
-        self.centre_encodings = settings.centre_encodings
         if self.uses_encodings:
             self.reweighting = REWEIGHTING[settings.reweighting](
                 channels=channels,
@@ -105,6 +104,11 @@ class PISR(nn.Module):
                 num_classes=num_classes,
                 num_instances=settings.num_instances,
             )
+            self.centre_encodings = settings.centre_encodings
+            if self.centre_encodings and num_classes + settings.num_instances * self.encoder.has_things < 2:
+                raise SettingError(
+                    "MODEL.PISR.CENTRE_ENCODINGS is True; a single encoding less its mean is zero: use False"
+                )
             self.attention = PanopticRelationalAttention(
                 channels=channels,
                 num_encodings=num_classes + settings.num_instances,
@@ -113,7 +117,7 @@ class PISR(nn.Module):
                 direct=direct,
             )
         elif self.feeds_back:
-            self.constant = ConstantRelation(channels=channels)
+            self.constant = ConstantRelation(channels=channels, rank=settings.constant_rank)
         self.pixel_feedback = PixelFeedback(channels=channels) if "pixel" in paths else None
         self.query_feedback = None
         if "query" in paths:
@@ -193,7 +197,7 @@ class PISR(nn.Module):
         # Biases would revive the empty slots; zero from here to g_s and g_p.
         reweighted = reweighted.masked_fill(~encoded.valid[..., None], 0)
         if self.centre_encodings:
-            reweighted = centred(reweighted, encoded.valid)
+            reweighted = less_mean(reweighted, encoded.valid)
         return Related(encoded, reweighted, weights, self.attention(first.features, reweighted))
 
     def _feed_pixels(

@@ -17,8 +17,11 @@ def mlp(channels: int, out_channels: int, hidden_layers: int) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(channels, out_channels))
 
 
-def centred(encodings: Tensor, valid: Tensor) -> Tensor:
-    """Encodings less the mean of the image's valid ones; those not `valid`, B×E bool, are and stay zero."""
+def less_mean(encodings: Tensor, valid: Tensor) -> Tensor:
+    """Less the mean of the image's valid ones; those not `valid`, B×E bool, are and stay zero.
+
+    Not in the paper.
+    """
     mean = encodings.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
     return (encodings - mean).masked_fill(~valid[..., None], 0)
 

@@ -21,6 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_reweighting": {"reweighting": "none"},
     "centred": {"centre_encodings": True},
     "constant": {"relation": "constant"},
+    "constant_of_rank_2": {"relation": "constant", "constant_rank": 2},
     "pixel": {"feedback": "pixel"},
     "query": {"feedback": "query"},
     "binary_by_score": {"suppression": "binary", "slot_order": "score"},

@@ -13,15 +13,16 @@ AFFINE = [
         "slot_order": order,
         "semantic_presence": suppression == "none",
         "instance_presence": suppression != "binary",
-        "centre_encodings": order == "score",
+        "centre_encodings": centred,
         "feedback": feedback,
     }
-    for suppression, order, feedback in (
-        ("soft", "query", "both"),
-        ("none", "score", "both"),
-        ("binary", "query", "both"),
-        ("soft", "query", "query"),
-        ("soft", "score", "pixel"),
+    for suppression, order, feedback, centred in (
+        ("soft", "query", "both", False),
+        ("none", "score", "both", True),
+        ("binary", "query", "both", False),
+        ("soft", "query", "query", False),
+        ("soft", "score", "pixel", False),
+        ("soft", "query", "pixel", True),
     )
 ]
 SHAPES = {

@@ -111,6 +111,17 @@ def test_constant_relation_is_a_learned_convolution_up_to_one_factor():
     )
 
 
+def test_constant_relation_has_the_rank_it_is_given():
+    torch.manual_seed(0)
+    module, features = ConstantRelation(channels=6, rank=2), torch.randn(2, 6, 3, 3)
+    assert torch.linalg.matrix_rank(module(features).matrix).tolist() == [2, 2]
+    assert torch.linalg.matrix_rank(ConstantRelation(channels=6)(features).matrix).tolist() == [6, 6]
+    ratio = module(features).on_pixels(features) / module.convolution(
+        nn.functional.conv2d(features, module.reduction.weight[..., None, None])
+    )
+    torch.testing.assert_close(ratio, ratio[0, 0, 0, 0].expand_as(ratio), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("which", ["f1", "f2"])
 def test_unknown_relation_lists_the_valid_ones(which):
     with pytest.raises(

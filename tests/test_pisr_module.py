@@ -199,7 +199,16 @@ def test_every_setting_that_is_a_name_is_checked():
     assert NAMES.keys() == {field.name for field in fields(PISRSettings) if field.type is str}
 
 
-@pytest.mark.parametrize("name", ["num_instances", "reweighting_layers", "initial_loss_weight"])
+@pytest.mark.parametrize(
+    "name", ["num_instances", "reweighting_layers", "constant_rank", "initial_loss_weight"]
+)
 def test_negative_numbers_are_refused(name):
     with pytest.raises(SettingError, match=f"{name.upper()} is -1; it must not be negative"):
         PISRSettings(**{name: -1})
+
+
+@pytest.mark.parametrize("things, slots", [([], 4), ([0], 0)])
+def test_a_single_encoding_is_not_centred(things, slots):
+    build(classes=1, things=[0], num_instances=1, centre_encodings=True)
+    with pytest.raises(SettingError, match="CENTRE_ENCODINGS is True; a single encoding"):
+        build(classes=1, things=things, num_instances=slots, centre_encodings=True)

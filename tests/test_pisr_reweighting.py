@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pisr_maskformer.reweighting import REWEIGHTING, centred
+from pisr_maskformer.reweighting import REWEIGHTING, less_mean
 
 SIZES = {"channels": 4, "hidden_layers": 2, "weight_per_channel": False, "num_classes": 3, "num_instances": 2}
 ENCODINGS = torch.arange(40.0).reshape(2, 5, 4) / 10
@@ -68,9 +68,13 @@ def test_none_changes_nothing():
     assert not list(build("none").parameters())
 
 
-def test_centred_by_hand_leaves_empty_slots_out():
+def test_less_mean_by_hand_leaves_empty_slots_out():
     encodings = torch.tensor([[[1.0, 2.0], [3.0, 8.0], [0.0, 0.0]], [[1.0, 0.0], [2.0, 0.0], [6.0, 3.0]]])
+    encodings.requires_grad_()
     valid = torch.tensor([[True, True, False], [True, True, True]])
     mean = torch.tensor([[[2.0, 5.0]], [[3.0, 1.0]]])
-    expected = (encodings - mean) * valid[..., None]
-    torch.testing.assert_close(centred(encodings, valid), expected)
+    result = less_mean(encodings, valid)
+    torch.testing.assert_close(result, (encodings - mean) * valid[..., None])
+    result[:, 0].sum().backward()  # of the first alone: what it gains, the mean takes from all in equal parts
+    of_images = torch.tensor([[0.5, -0.5, -0.5], [2 / 3, -1 / 3, -1 / 3]])[..., None]
+    torch.testing.assert_close(encodings.grad[valid], of_images.expand(-1, -1, 2)[valid])

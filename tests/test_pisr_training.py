@@ -88,7 +88,7 @@ def test_autocast_with_large_features_stays_finite_and_close(variant, dtype):
     assert relative_error(result.queries, reference.queries) < 0.1
 
 
-@pytest.mark.parametrize("variant", ["constant", "l2_l2"])
+@pytest.mark.parametrize("variant", ["centred", "constant", "l2_l2"])
 def test_compiles_without_a_graph_break(variant):
     module, given = build(**VARIANTS[variant]), {name: value.float() for name, value in prediction().items()}
     reference = run(module, given)
