@@ -168,7 +168,8 @@ class ConstantRelation(nn.Module):
         self.reduction = nn.Linear(channels, rank, bias=False) if rank else None
         self.convolution = nn.Conv2d(rank or channels, channels, 1)
         if rank:  # b as small at the start as that of any M
-            nn.init.uniform_(self.convolution.bias, -(channels**-0.5), channels**-0.5)
+            _, bias = weight_and_bias(self.convolution)
+            nn.init.uniform_(bias, -(channels**-0.5), channels**-0.5)
 
     def forward(self, features: Tensor) -> AffineFeatures:
         """M and b, repeated for every image of `features` and scaled like those of the attention."""

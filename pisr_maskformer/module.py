@@ -61,7 +61,8 @@ class PISR(nn.Module):
         direct: evaluate everything by definition; slower, the same up to rounding.
 
     Only parameters that the variant uses are built, so that each gets a gradient in every step.
-    Raises SettingError, listing the valid names, for an unknown variant, used or not.
+    Raises SettingError, listing the valid names, for an unknown variant, used or not, and for a single
+    encoding that is to be centred.
 
     After a forward in training mode `last_statistics` holds detached scalars on the device, none of them
     waited for: the size of both residual branches relative to F (without padding) and q, mean and range
@@ -107,7 +108,8 @@ class PISR(nn.Module):
             self.centre_encodings = settings.centre_encodings
             if self.centre_encodings and num_classes + settings.num_instances * self.encoder.has_things < 2:
                 raise SettingError(
-                    "MODEL.PISR.CENTRE_ENCODINGS is True; a single encoding less its mean is zero: use False"
+                    "MODEL.PISR.CENTRE_ENCODINGS is True; a single encoding (one class, no instance slots)"
+                    " less its mean is zero: use False"
                 )
             self.attention = PanopticRelationalAttention(
                 channels=channels,

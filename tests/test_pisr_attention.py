@@ -116,6 +116,8 @@ def test_constant_relation_has_the_rank_it_is_given():
     module, features = ConstantRelation(channels=6, rank=2), torch.randn(2, 6, 3, 3)
     assert torch.linalg.matrix_rank(module(features).matrix).tolist() == [2, 2]
     assert torch.linalg.matrix_rank(ConstantRelation(channels=6)(features).matrix).tolist() == [6, 6]
+    assert 0 < module.convolution.bias.abs().max() <= 6**-0.5
+    assert set(ConstantRelation(channels=6).state_dict()) == {"convolution.weight", "convolution.bias"}
     ratio = module(features).on_pixels(features) / module.convolution(
         nn.functional.conv2d(features, module.reduction.weight[..., None, None])
     )
