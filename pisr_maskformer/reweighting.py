@@ -18,12 +18,12 @@ def mlp(channels: int, out_channels: int, hidden_layers: int) -> nn.Sequential:
 
 
 def less_mean(encodings: Tensor, valid: Tensor) -> Tensor:
-    """Less the mean of the image's valid ones; those not `valid`, B×E bool, are and stay zero.
+    """E~ less the mean of the image's valid ones; those not `valid`, B×E bool, are zero and stay it.
 
     Not in the paper.
     """
     mean = encodings.sum(1, keepdim=True) / valid.sum(1)[:, None, None]
-    return (encodings - mean).masked_fill(~valid[..., None], 0)
+    return encodings - mean * valid[..., None]
 
 
 class ExplicitReweighting(nn.Module):
