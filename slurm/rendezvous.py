@@ -125,8 +125,9 @@ def exchange_objects_within(timeout: timedelta) -> None:
 
     All processes call it together. detectron2 keeps that group in a function's cache.
     """
-    group = dist.new_group(backend="gloo", timeout=timeout)
-    comm._get_global_gloo_group = functools.cache(lambda: group)
+    # made in the cache, and held by nothing else: who empties the cache, as at the end, is rid of the group
+    comm._get_global_gloo_group = functools.cache(lambda: dist.new_group(backend="gloo", timeout=timeout))
+    comm._get_global_gloo_group()
 
 
 def device_index(place: Place) -> int:

@@ -1,13 +1,12 @@
 """The PISR configurations: what they change, and that every ablation row trains."""
 
-import os
-
 import pytest
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mask_former.config import load_config
 from mask_former.optimizer import build_optimizer, learning_rates
+from mask_former.training.process_group import leaving_the_group
 from pisr_maskformer import PISRSettings, add_pisr_config
 from pisr_maskformer.hosts.maskformer import PISRTransformerPredictor, TwoStageSetCriterion
 from tests.tiny import resnet, tiny_model
@@ -83,6 +82,7 @@ def test_a_rate_for_a_part_that_is_not_there_is_told(caplog):
     assert {group["part"] for group in optimizer.param_groups} == {"head", "backbone"}
 
 
+@leaving_the_group()
 def train_in_parallel(rank, meeting_place):
     """One of two processes: two steps of DDP on an image of its own; process 0's has no ground truth."""
     torch.distributed.init_process_group("gloo", init_method=meeting_place, rank=rank, world_size=2)
@@ -96,8 +96,6 @@ def train_in_parallel(rank, meeting_place):
         both = [torch.zeros_like(sizes) for _ in range(2)]
         torch.distributed.all_gather(both, sizes)
         assert torch.equal(both[0], both[1]) and sizes.isfinite().all() and sizes.any()
-    torch.distributed.barrier()
-    os._exit(0)  # without the teardown of DDP after that of its process group, which can hang
 
 
 @pytest.mark.slow

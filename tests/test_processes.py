@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from detectron2.utils import comm
 from toy_run import arguments, render
 
 from mask_former.optimizer import Clipping
+from mask_former.training.process_group import leaving_the_group
 from mask_former.training.step import TrainingStep, distribute
+from mask_former.training.stopping import RunStopped
 from tests.heard import heard
 from tests.resumable import ROOT, RunServer
 from tests.tiny import sample, tiny_model
@@ -39,6 +42,7 @@ def samples(segments: tuple[int, ...]) -> list[dict[str, Any]]:
     return [sample(seed, segments=number) for seed, number in enumerate(segments)]
 
 
+@leaving_the_group()
 def work(folder: str, micro_batches: int) -> None:
     """In each of two processes: every case on this one's half of the batch."""
     torch.set_num_threads(1)
@@ -74,6 +78,7 @@ def test_two_processes_have_the_losses_and_gradients_of_one(both: Path, model: s
         )
 
 
+@leaving_the_group()
 def diverge(folder: str) -> None:
     """In each of two processes: steps on the second one's image are not finite."""
     torch.set_num_threads(1)
@@ -94,6 +99,42 @@ def test_a_step_that_is_not_finite_in_one_process_is_left_out_in_both(tmp_path: 
     for one in (first, second):  # both know what it was, and the image
         assert one["skipped"] and one["same"] and len(one["said"]) == 1
         assert "iteration 7 is left out" in one["said"][0] and "on images 1 (1 in a row" in one["said"][0]
+
+
+def group_threads() -> int:
+    """Number of this process's threads that work off the exchanges of gloo's groups."""
+    tasks = Path("/proc/self/task").iterdir()
+    return sum("gloo" in (task / "comm").read_text() for task in tasks)
+
+
+@leaving_the_group()
+def step_and_end(stopped: bool, seen: list[int]) -> None:
+    """A step and an exchange of objects, by a model that only the collector of garbage frees."""
+    network = distribute(tiny_model())
+    network.cycle = [network]
+    step = TrainingStep(network, torch.optim.SGD(network.parameters(), lr=0.1), Clipping())
+    step(0, [samples((2, 3))[comm.get_rank() :][:1]])
+    comm.gather("done")
+    seen.append(group_threads())
+    if stopped:
+        raise RunStopped(0)
+
+
+def end(folder: str, stopped: bool) -> None:
+    """In each of two processes: threads of groups in the work, and after its end or stop."""
+    torch.set_num_threads(1)
+    rank, seen = comm.get_rank(), list[int]()
+    with suppress(RunStopped):
+        step_and_end(stopped, seen)
+    torch.save([*seen, group_threads()], Path(folder) / f"{rank}.pth")
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["over", "stopped"])
+def test_no_thread_of_a_group_is_left_when_python_ends(tmp_path: Path, stopped: bool) -> None:
+    launch(end, 2, dist_url="auto", args=(str(tmp_path), stopped))
+    for rank in (0, 1):
+        within, after = torch.load(tmp_path / f"{rank}.pth")
+        assert within > 0 and after == 0
 
 
 RUN = {

@@ -34,6 +34,7 @@ from mask_former.prediction import build_blank_model
 from mask_former.trainer import Trainer
 from mask_former.training.checkpointer import Checkpointer
 from mask_former.training.lease import Claim, nothing_to_lose, owned
+from mask_former.training.process_group import leaving_the_group
 from mask_former.training.profiling import ProfileHook
 from mask_former.training.scaling import RULES, scale_to_batch
 from mask_former.training.stopping import StopRequest
@@ -112,6 +113,7 @@ def start_log(cfg: CfgNode, args: argparse.Namespace, scaled: str) -> None:
     logger.info("configuration:\n%s", cfg.dump())
 
 
+@leaving_the_group()
 def main(args: argparse.Namespace, stop: StopRequest | None = None, claim: Claim | None = None) -> Any:
     """Train, or evaluate with --eval-only; returns the results of the evaluation, if there was one.
 
