@@ -146,6 +146,7 @@ def device_index(place: Place) -> int:
 def _wait_for_all(store: dist.TCPStore, place: Place, patience: float) -> None:
     """Rank 0 tells the others whether all have come: "" or who has not."""
     store.set(f"come {place.rank}", socket.gethostname())
+    missing: list[int] = []
     if place.rank == 0:
         missing = _wait_for(store, "come", range(place.size), patience)
         said = ""
@@ -157,8 +158,11 @@ def _wait_for_all(store: dist.TCPStore, place: Place, patience: float) -> None:
         store.set("all", said)
     store.wait(["all"], timedelta(seconds=patience + 30))
     said = store.get("all").decode()
-    if said:
-        raise Unmet(said)
+    if not said:
+        return
+    with suppress(RuntimeError):
+        _leave_together(store, place, "heard", missing)
+    raise Unmet(said)
 
 
 def _wait_for(store: dist.TCPStore, what: str, ranks: Iterable[int], patience: float) -> list[int]:
@@ -171,6 +175,13 @@ def _wait_for(store: dist.TCPStore, what: str, ranks: Iterable[int], patience: f
             break
         time.sleep(0.05)
     return missing
+
+
+def _leave_together(store: dist.TCPStore, place: Place, what: str, missing: list[int]) -> None:
+    """Rank 0 leaves last: the store ends with it, and whoever asks later would miss rank 0."""
+    store.set(f"{what} {place.rank}", "")
+    if place.rank == 0:
+        _wait_for(store, what, set(range(place.size)) - set(missing), LOOK_SECONDS)
 
 
 def _named(ranks: list[int], place: Place) -> str:
@@ -209,10 +220,7 @@ def _unreachable(store: dist.TCPStore | None, place: Place, backend: str, what: 
         with suppress(RuntimeError):
             store.set(f"{what} {place.rank}", "in vain")  # those that do not even say so are gone
             missing = _wait_for(store, what, range(place.size), LOOK_SECONDS)
-            looked = f"{what}, looked"
-            store.set(f"{looked} {place.rank}", "")
-            if place.rank == 0:  # the store ends with it, and whoever asks later would miss rank 0
-                _wait_for(store, looked, set(range(place.size)) - set(missing), LOOK_SECONDS)
+            _leave_together(store, place, f"{what}, looked", missing)
     who = f"{_named(missing, place)} is missing" if missing else "all processes have come"
     variable = "NCCL_SOCKET_IFNAME" if backend == "nccl" else "GLOO_SOCKET_IFNAME"
     return (

@@ -19,7 +19,7 @@ from slurm.store import PORT_FILE, PORT_TRIES, open_store, port_of
 ROOT = Path(__file__).resolve().parent.parent
 # Imports once, then forks a process for each [rank, size, job, patience, way], which reports to a file.
 JOIN = """
-import ctypes, json, os, sys, torch
+import ctypes, json, os, sys, time, torch
 from datetime import timedelta
 from pathlib import Path
 from detectron2.utils import comm
@@ -35,6 +35,17 @@ def process(folder, rank, size, job, patience, way):
     os.dup2(file, 2)
     if way == "leaves":  # after the roll call, before the sum
         rendezvous.dist.init_process_group = lambda *given, **named: os._exit(9)
+    if way == "looks late":  # at what the first process has said
+        opened = rendezvous.open_store
+        class Late:
+            def __init__(self, *given):
+                self.store = opened(*given)
+            def __getattr__(self, name):
+                return getattr(self.store, name)
+            def wait(self, *given):
+                self.store.wait(*given)
+                time.sleep(1.5)
+        rendezvous.open_store = Late
     if way in ("hangs", "hangs and fails to tell"):  # in C, in the sum
         rendezvous.dist.all_reduce = lambda *given, **named: ctypes.CDLL(None).sleep(1000)
     if way in OBJECTS:  # all that is done for NCCL, over gloo
@@ -141,7 +152,7 @@ def test_all_find_each_other_or_name_who_is_missing(tmp_path: Path) -> None:
     """
     jobs: dict[str, list[Case]] = {
         "whole": [(rank, 3, "whole", 30.0, "") for rank in range(3)],
-        "lacking": [(rank, 3, "lacking", 4.0, "") for rank in (0, 2)],
+        "lacking": [(0, 3, "lacking", 4.0, ""), (2, 3, "lacking", 4.0, "looks late")],
         "leaving": [(0, 2, "leaving", 4.0, ""), (1, 2, "leaving", 4.0, "leaves")],
         "hanging": [(rank, 3, "hanging", 4.0, "hangs") for rank in range(2)],
         "hanging and failing": [(2, 3, "hanging", 4.0, "hangs and fails to tell")],
