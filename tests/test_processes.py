@@ -5,12 +5,14 @@ import math
 import os
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from toy_run import arguments, render
@@ -103,12 +105,15 @@ def test_a_step_that_is_not_finite_in_one_process_is_left_out_in_both(tmp_path: 
 
 def group_threads() -> int:
     """Number of this process's threads that work off the exchanges of gloo's groups."""
-    tasks = Path("/proc/self/task").iterdir()
-    return sum("gloo" in (task / "comm").read_text() for task in tasks)
+    number = 0
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            number += "gloo" in (task / "comm").read_text()
+    return number
 
 
 @leaving_the_group()
-def step_and_end(stopped: bool, seen: list[int]) -> None:
+def step_and_end(ending: str, seen: list[int]) -> None:
     """A step and an exchange of objects, by a model that only the collector of garbage frees."""
     network = distribute(tiny_model())
     network.cycle = [network]
@@ -116,25 +121,32 @@ def step_and_end(stopped: bool, seen: list[int]) -> None:
     step(0, [samples((2, 3))[comm.get_rank() :][:1]])
     comm.gather("done")
     seen.append(group_threads())
-    if stopped:
-        raise RunStopped(0)
+    if ending != "over":
+        raise RunStopped(0, agreed=ending == "stopped together")
 
 
-def end(folder: str, stopped: bool) -> None:
-    """In each of two processes: threads of groups in the work, and after its end or stop."""
+def end(folder: str, ending: str) -> None:
+    """In each of two processes: threads of groups in the work, and after its end."""
     torch.set_num_threads(1)
     rank, seen = comm.get_rank(), list[int]()
     with suppress(RunStopped):
-        step_and_end(stopped, seen)
+        step_and_end(ending, seen)
+    deadline = time.monotonic() + 10  # a thread that has been joined is seen for a moment more
+    while not dist.is_initialized() and group_threads() and time.monotonic() < deadline:
+        time.sleep(0.05)
     torch.save([*seen, group_threads()], Path(folder) / f"{rank}.pth")
 
 
-@pytest.mark.parametrize("stopped", [False, True], ids=["over", "stopped"])
-def test_no_thread_of_a_group_is_left_when_python_ends(tmp_path: Path, stopped: bool) -> None:
-    launch(end, 2, dist_url="auto", args=(str(tmp_path), stopped))
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+@pytest.mark.parametrize("ending", ["over", "stopped together", "stopped alone"])
+def test_a_group_is_left_when_all_end(tmp_path: Path, ending: str) -> None:
+    """Its threads could abort Python's end. Who stops alone leaves no peer behind in an exchange."""
+    launch(end, 2, dist_url="auto", args=(str(tmp_path), ending))
     for rank in (0, 1):
         within, after = torch.load(tmp_path / f"{rank}.pth")
-        assert within > 0 and after == 0
+        if not within:
+            pytest.skip("this torch gives the threads of a group no name")
+        assert after == (within if ending == "stopped alone" else 0)
 
 
 RUN = {

@@ -19,11 +19,12 @@ from slurm.store import PORT_FILE, PORT_TRIES, open_store, port_of
 ROOT = Path(__file__).resolve().parent.parent
 # Imports once, then forks a process for each [rank, size, job, patience, way], which reports to a file.
 JOIN = """
-import ctypes, json, os, sys, time, torch
+import ctypes, json, os, sys, time, torch, weakref
 from datetime import timedelta
 from pathlib import Path
 from detectron2.utils import comm
 from mask_former.errors import run_cli
+from mask_former.training.process_group import leaving_the_group
 from slurm import place as places, rendezvous, store as stores
 
 stores.KNOCK_SECONDS = 1.0
@@ -68,6 +69,8 @@ def process(folder, rank, size, job, patience, way):
     run.mkdir(exist_ok=True)
     def fail(line):
         raise RuntimeError(line)
+    held = []
+    @leaving_the_group()
     def main():
         words = fail if way == "hangs and fails to tell" else rendezvous.say
         rendezvous.join(place, "nccl" if way in OBJECTS else "gloo", run, patience, words)
@@ -75,11 +78,12 @@ def process(folder, rank, size, job, patience, way):
         said = [comm.get_rank(), comm.get_local_size(), store.timeout]
         if way in OBJECTS:
             group = comm._get_global_gloo_group()
+            held.append(weakref.ref(group))
             timeout = group._get_backend(torch.device("cpu")).options._timeout
             said = [*comm.all_gather(rank), group is rendezvous.dist.group.WORLD, timeout]
         print(*said, flush=True)
-        rendezvous.dist.destroy_process_group()
-    return run_cli(main)
+    code = run_cli(main)
+    return 3 if any(group() is not None for group in held) else code
 
 children = []
 for case in json.loads(sys.argv[2]):
@@ -146,9 +150,9 @@ def test_one_process_needs_nobody() -> None:
 
 
 def test_all_find_each_other_or_name_who_is_missing(tmp_path: Path) -> None:
-    """Several jobs at a time: all come; rank 1 does not come; it leaves before the sum; all hang in it;
-    objects are exchanged with a timeout of their own; the group for that hangs; it fails; other programs have
-    the first ports, or all.
+    """Several jobs at a time: all come; rank 1 does not come, and rank 2 hears of it late; it leaves before
+    the sum; all hang in it; objects are exchanged with a timeout of their own, in a group that does not
+    outlive the work; that group hangs; it fails; other programs have the first ports, or all.
     """
     jobs: dict[str, list[Case]] = {
         "whole": [(rank, 3, "whole", 30.0, "") for rank in range(3)],

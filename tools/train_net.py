@@ -118,6 +118,7 @@ def main(args: argparse.Namespace, stop: StopRequest | None = None, claim: Claim
     """Train, or evaluate with --eval-only; returns the results of the evaluation, if there was one.
 
     `claim`: of a copy of a scheduler's job. RunStopped when `stop` asked for it and the run is saved.
+    The process group that there is, if any, is left in the end.
     """
     cfg, scaled = configuration(args)
     folder = require_writable(cfg.OUTPUT_DIR)

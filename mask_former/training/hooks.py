@@ -39,7 +39,7 @@ class CheckpointHook(HookBase):
             self.save(f"model_{self.trainer.iter:07d}")
         if self.trainer.stopping:
             comm.synchronize()  # nobody leaves before the main process has written
-            raise RunStopped(self.trainer.iter)
+            raise RunStopped(self.trainer.iter, agreed=True)
 
 
 class EvaluationHook(HookBase):

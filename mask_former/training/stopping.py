@@ -25,9 +25,11 @@ class RunStopped(BaseException):
     No Exception, as KeyboardInterrupt is none: what catches errors on the way lets it pass.
     """
 
-    def __init__(self, iteration: int) -> None:
+    def __init__(self, iteration: int, agreed: bool = False) -> None:
+        """`agreed`: all processes stop here together, so that none waits for another in an exchange."""
         super().__init__(f"stopped on request after iteration {iteration}")
         self.iteration = iteration
+        self.agreed = agreed
 
 
 class StopRequest:
