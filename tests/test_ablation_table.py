@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tools import ablation_table
 from tools.evidence.document import NOTHING, rebuilt
 from tools.evidence.paired import difference, spread
 from tools.evidence.paper import HOST, ROWS, TABLES, delta
-from tools.evidence.plan import TableSpec
+from tools.evidence.plan import TableSpec, read_plan
 from tools.evidence.results import Result, keep, read_all, read_kept, read_run
 from tools.evidence.tables import DELTA, build_table, markdown
 
@@ -145,6 +146,13 @@ def test_what_a_run_folder_tells(tmp_path):
     assert read_run(run).made["command"] == (
         "tools/train_net.py --config-file 'configs/a b.yaml' SEED 3 MODEL.WEIGHTS y.pth"
     )
+    clone = {"config": "/x/clone/configs/toy/maskformer_tiny.yaml"}
+    clone["overrides"] = ["MODEL.WEIGHTS", "/x/clone/output/y/z.pth", "DATASETS.ROOT", "/x/data"]
+    (run / "launch.json").write_text(json.dumps(clone))
+    assert read_run(run).made["command"] == (
+        "tools/train_net.py --config-file configs/toy/maskformer_tiny.yaml "
+        "MODEL.WEIGHTS output/y/z.pth DATASETS.ROOT data"
+    ), "a run of another clone"
     assert (found.made["revision"], found.made["date"]) == ("abc", "2026-01-02")
     found = read_run(run)
     assert read_kept(keep(found, tmp_path / "kept")) == found
@@ -228,6 +236,21 @@ def test_the_tables_of_the_documentation_are_those_of_the_kept_results():
     text = (REPOSITORY / "docs/evidence.md").read_text()
     assert "<!-- tables: " in text
     assert rebuilt(text) == text, "python tools/ablation_table.py --document docs/evidence.md"
+
+
+def test_the_commands_of_the_kept_results_name_what_the_plans_name():
+    kept = sorted((REPOSITORY / "docs/evidence").glob("*/*.json"))
+    assert kept
+    plans = {path.parent.name for path in kept}
+    rows = {name: read_plan(REPOSITORY / f"plans/{name}.yaml") for name in plans}
+    for path in kept:
+        result, plan = read_kept(path), rows[path.parent.name]
+        row = plan.rows[result.row]
+        words = shlex.split(result.made["command"])
+        assert words[:3] == ["tools/train_net.py", "--config-file", str(row.config.relative_to(REPOSITORY))]
+        if row.weights_of:
+            run = plan.root.relative_to(REPOSITORY) / f"{row.weights_of}_seed{result.seed}"
+            assert words[words.index("MODEL.WEIGHTS") + 1] == f"{run}/model_final.pth"
 
 
 def test_the_gains_that_the_readme_tells_stand_in_the_documentation():

@@ -144,13 +144,14 @@ def _made(folder: Path, start: Mapping[str, Any]) -> dict[str, Any]:
     git = start.get("git") or {}
     gpus = start.get("gpus") or []
     launch = read_json(folder / LAUNCH_FILE)
-    words = shlex.split(str(start.get("command", "")))
+    words, clone = shlex.split(str(start.get("command", ""))), ROOT
     if launch.get("config"):  # a job's own command says nothing: it unpacks what launch.json tells
+        clone = _clone_of(Path(launch["config"]))
         words = ["tools/train_net.py", "--config-file", launch["config"], *launch.get("overrides", [])]
     return {
         "revision": git.get("revision"),
         "uncommitted": bool(git.get("dirty")),
-        "command": shlex.join(_without_machine(str(word)) for word in words),
+        "command": shlex.join(_without_machine(str(word), clone) for word in words),
         "machine": ", ".join(gpus) or f"CPU, {start.get('cpus', 'unknown')} core(s)",
         "torch": start.get("torch"),
         "date": str(start.get("time", ""))[:10],
@@ -158,12 +159,18 @@ def _made(folder: Path, start: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _without_machine(word: str) -> str:
+def _clone_of(config: Path) -> Path:
+    """The root of the clone whose configuration this is: its path from there leads to one here, too."""
+    roots = reversed(config.parents)
+    return next((root for root in roots if (ROOT / config.relative_to(root)).is_file()), ROOT)
+
+
+def _without_machine(word: str, clone: Path) -> str:
     """A path as the repository names it, or its last part; other words as they are."""
     path = Path(word)
     if not path.is_absolute():
         return word
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    return str(path.relative_to(clone)) if path.is_relative_to(clone) else path.name
 
 
 def keep(result: Result, folder: Path) -> Path:
