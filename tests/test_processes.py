@@ -125,6 +125,7 @@ def step_and_end(ending: str, seen: list[int]) -> None:
         raise RunStopped(0, agreed=ending == "stopped together")
 
 
+@leaving_the_group()
 def end(folder: str, ending: str) -> None:
     """In each of two processes: threads of groups in the work, and after its end."""
     torch.set_num_threads(1)
