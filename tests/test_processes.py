@@ -17,6 +17,7 @@ from detectron2.engine import launch
 from detectron2.utils import comm
 from toy_run import arguments, render
 
+from mask_former.errors import InputError
 from mask_former.optimizer import Clipping
 from mask_former.training.process_group import leaving_the_group
 from mask_former.training.step import TrainingStep, distribute
@@ -25,6 +26,7 @@ from tests.heard import heard
 from tests.resumable import ROOT, RunServer
 from tests.tiny import sample, tiny_model
 from tests.tiny_pisr import tiny_pisr
+from tools import train_net
 
 MODELS = {"maskformer": tiny_model, "pisr": tiny_pisr}
 # Targets of the images of a batch; the second half is the second process's.
@@ -58,7 +60,7 @@ def work(folder: str, micro_batches: int) -> None:
 @pytest.fixture(scope="module", params=[1, 2], ids=["one micro-batch", "two micro-batches"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("both")
-    launch(work, 2, dist_url="auto", args=(str(folder), request.param))
+    launch(work, 2, dist_url=f"file://{folder}/meet", args=(str(folder), request.param))
     return folder
 
 
@@ -96,7 +98,7 @@ def diverge(folder: str) -> None:
 
 
 def test_a_step_that_is_not_finite_in_one_process_is_left_out_in_both(tmp_path: Path) -> None:
-    launch(diverge, 2, dist_url="auto", args=(str(tmp_path),))
+    launch(diverge, 2, dist_url=f"file://{tmp_path}/meet", args=(str(tmp_path),))
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     for one in (first, second):  # both know what it was, and the image
         assert one["skipped"] and one["same"] and len(one["said"]) == 1
@@ -142,7 +144,7 @@ def end(folder: str, ending: str) -> None:
 @pytest.mark.parametrize("ending", ["over", "stopped together", "stopped alone"])
 def test_a_group_is_left_when_all_end(tmp_path: Path, ending: str) -> None:
     """Its threads could abort Python's end. Who stops alone leaves no peer behind in an exchange."""
-    launch(end, 2, dist_url="auto", args=(str(tmp_path), ending))
+    launch(end, 2, dist_url=f"file://{tmp_path}/meet", args=(str(tmp_path), ending))
     for rank in (0, 1):
         within, after = torch.load(tmp_path / f"{rank}.pth")
         if not within:
@@ -189,6 +191,21 @@ def test_a_run_of_two_processes_is_the_run_of_one_and_resumes(tmp_path: Path) ->
     saved = torch.load(tmp_path / "two/model_final.pth", weights_only=True)
     assert len(saved["processes"]) == 2 and saved["data"]["samples_seen"] == 24
     assert "panoptic_seg/PQ" in two[-1]  # evaluated by both
+
+
+def test_runs_on_one_machine_meet_at_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several machines need one that all know."""
+    asked: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        train_net,
+        "launch",
+        lambda main, processes, *, num_machines, dist_url, **_: asked.append((num_machines, dist_url)),
+    )
+    train_net.cli(["--num-processes", "2"])
+    train_net.cli(["--num-machines", "2", "--dist-url", "tcp://a:1"])
+    assert asked == [(1, "auto"), (2, "tcp://a:1")]
+    with pytest.raises(InputError, match=r"--num-machines 2 needs --dist-url tcp://HOST:PORT"):
+        train_net.cli(["--num-machines", "2"])
 
 
 def test_bad_input_in_one_process_ends_both_with_one_line(tmp_path: Path) -> None:

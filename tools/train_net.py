@@ -40,10 +40,13 @@ from mask_former.training.scaling import RULES, scale_to_batch
 from mask_former.training.stopping import StopRequest
 from tools.project import project_config, read_config, require_writable
 
+FREE_PORT = "auto"  # as detectron2's launch() calls it
+
 
 def parser() -> argparse.ArgumentParser:
     """detectron2's arguments and this tool's own."""
     arguments = default_argument_parser(epilog=__doc__)
+    arguments.set_defaults(dist_url=FREE_PORT)  # not one port for all runs of a user
     arguments.add_argument(
         "--num-processes",
         type=int,
@@ -180,6 +183,11 @@ def cli(arguments: Sequence[str] | None = None) -> None:
     if args.num_gpus > 1 and torch.cuda.device_count() < args.num_gpus:
         raise InputError(
             f"--num-gpus {args.num_gpus}, but {torch.cuda.device_count()} are visible; ask for fewer"
+        )
+    if args.num_machines > 1 and args.dist_url == FREE_PORT:
+        raise InputError(
+            f"--num-machines {args.num_machines} needs --dist-url tcp://HOST:PORT, a free port of the first "
+            "machine, the same on all; on Slurm use slurm/launch.py"
         )
     launch(
         main,
