@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ from tools import train_net
 MODELS = {"maskformer": tiny_model, "pisr": tiny_pisr}
 # Targets of the images of a batch; the second half is the second process's.
 BATCHES = {"equal": (2, 3, 1, 4), "one process without any": (3, 2, 0, 0), "none at all": (0, 0, 0, 0)}
+
+
+def in_two_processes(work: Callable[..., None], folder: Path, *given: Any) -> None:
+    """Call `work` with the folder and what is given. They meet by a file: a port may be taken meanwhile."""
+    launch(work, 2, dist_url=f"file://{folder}/meet", args=(str(folder), *given))
 
 
 def one_step(model: str, batch: list[list[dict[str, Any]]]) -> dict[str, Any]:
@@ -60,7 +66,7 @@ def work(folder: str, micro_batches: int) -> None:
 @pytest.fixture(scope="module", params=[1, 2], ids=["one micro-batch", "two micro-batches"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("both")
-    launch(work, 2, dist_url=f"file://{folder}/meet", args=(str(folder), request.param))
+    in_two_processes(work, folder, request.param)
     return folder
 
 
@@ -98,7 +104,7 @@ def diverge(folder: str) -> None:
 
 
 def test_a_step_that_is_not_finite_in_one_process_is_left_out_in_both(tmp_path: Path) -> None:
-    launch(diverge, 2, dist_url=f"file://{tmp_path}/meet", args=(str(tmp_path),))
+    in_two_processes(diverge, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pth") for rank in (0, 1))
     for one in (first, second):  # both know what it was, and the image
         assert one["skipped"] and one["same"] and len(one["said"]) == 1
@@ -144,7 +150,7 @@ def end(folder: str, ending: str) -> None:
 @pytest.mark.parametrize("ending", ["over", "stopped together", "stopped alone"])
 def test_a_group_is_left_when_all_end(tmp_path: Path, ending: str) -> None:
     """Its threads could abort Python's end. Who stops alone leaves no peer behind in an exchange."""
-    launch(end, 2, dist_url=f"file://{tmp_path}/meet", args=(str(tmp_path), ending))
+    in_two_processes(end, tmp_path, ending)
     for rank in (0, 1):
         within, after = torch.load(tmp_path / f"{rank}.pth")
         if not within:
